@@ -1,0 +1,9 @@
+"""Affine variational autoencoders for scikit-learn: images back in the pose that your model was trained on."""
+
+__version__ = "0.1.0"
+
+from .alignment import AlignmentResult
+from .canonicalizer import AffineCanonicalizer
+from .estimator import AVAEEstimator
+
+__all__ = ["AVAEEstimator", "AffineCanonicalizer", "AlignmentResult"]

@@ -1,0 +1,290 @@
+"""Between arrays and tensors: image shapes, scaling, parameters and random states.
+
+The only file that touches scikit-learn's private helpers, and the only one in which arrays become tensors.
+"""
+
+import math
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils.validation import _check_feature_names_in, validate_data
+from torch import Tensor
+
+from .affine import edge_median, invert, parameters_of, to_matrix, warp
+
+# Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
+_FARTHEST_PIXEL = 1e6
+
+# As many tell the background as well as all do.
+_IMAGES_FOR_BACKGROUND = 4096
+
+ImageShape = tuple[int, ...]
+
+
+def feature_names(estimator: BaseEstimator, input_features: Any) -> NDArray[Any]:
+    """Return the names of the input columns, as scikit-learn names them."""
+    return _check_feature_names_in(estimator, input_features)
+
+
+def is_stack(X: Any) -> bool:
+    """Tell whether X is a stack of images, (n, H, W) or (n, H, W, C), rather than rows."""
+    return getattr(X, "ndim", None) in (3, 4)
+
+
+def check_rows(
+    estimator: BaseEstimator, X: Any, *, image_shape: ImageShape | None, reset: bool = False
+) -> tuple[NDArray[Any], ImageShape]:
+    """Validate images and return them as rows.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Its `n_features_in_` is set (`reset`) or compared.
+    X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+    image_shape : tuple of int or None
+        (H, W) or (H, W, C); None reads it off a stack or a square.
+    reset : bool, default=False
+        Whether this is `fit`.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_samples, n_features)
+        float32, float64 or uint8.
+    image_shape : tuple of int
+
+    Raises
+    ------
+    ValueError
+        If X is empty, sparse, complex, has NaN or infinite pixels or the wrong number of them.
+    """
+    if is_stack(X):
+        stack_shape = tuple(int(side) for side in X.shape[1:])
+        if image_shape is not None and stack_shape != _as_shape(image_shape):
+            raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.")
+        image_shape = _as_shape(stack_shape)
+        X = np.asarray(X).reshape(len(X), math.prod(stack_shape))
+    rows = validate_data(estimator, X, dtype=[np.float32, np.float64, np.uint8], reset=reset)
+    return rows, resolve_image_shape(image_shape, rows.shape[1])
+
+
+def _as_shape(image_shape: Any) -> ImageShape:
+    """Return an image shape as a tuple of two or three positive ints."""
+    try:
+        shape = tuple(int(side) for side in image_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}.")
+    return shape  # type: ignore[return-value]
+
+
+def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> ImageShape:
+    """Return the shape of images of `n_features` pixels: as given, else a square, else one row.
+
+    Examples
+    --------
+    >>> resolve_image_shape(None, 784), resolve_image_shape(None, 5)
+    ((28, 28), (1, 5))
+    """
+    if image_shape is None:
+        side = math.isqrt(n_features)
+        return (side, side) if side * side == n_features else (1, n_features)
+    shape = _as_shape(image_shape)
+    if math.prod(shape) != n_features:
+        raise ValueError(
+            f"X has {n_features} features per sample, but image_shape={tuple(image_shape)} needs {math.prod(shape)}."
+        )
+    return shape
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How rows of pixels become the model's tensors, and back.
+
+    The model sees ``(pixel - offset) / scale``. `fit` learns it so that the darkest and the brightest pixel
+    become 0 and 1, the one nearer to the background 0: black on white and white on black look alike.
+
+    Attributes
+    ----------
+    image_shape : tuple of int
+        (H, W) or (H, W, C).
+    pad : int
+        Margin in pixels around the image in the model's frame.
+    offset, scale : float
+        In the units of the input.
+    background : tuple of float
+        Pixel value outside the image, per channel, in the units of the input.
+    """
+
+    image_shape: ImageShape
+    pad: int
+    offset: float
+    scale: float
+    background: tuple[float, ...]
+
+    @classmethod
+    def learn(cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, rescale: bool) -> "ImageFormat":
+        """Learn scale and background from training images.
+
+        The background is, per channel, the median of the pixels along the images' edges.
+        """
+        height, width = image_shape[:2]
+        some = rows[:: max(1, len(rows) // _IMAGES_FOR_BACKGROUND)].reshape(-1, height, width, *image_shape[2:] or (1,))
+        background = tuple(edge_median(torch.tensor(some).permute(0, 3, 1, 2)).tolist())
+        low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
+        if rescale and np.mean(background) > (low + high) / 2:
+            low, high = high, low
+        return cls(image_shape, pad, low, (high - low) or 1.0, background)
+
+    @property
+    def n_features(self) -> int:
+        """Number of pixels of an image, over all channels."""
+        return math.prod(self.image_shape)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape (n_channels, height, width) of what the model sees."""
+        height, width = self.image_shape[:2]
+        return len(self.background), height + 2 * self.pad, width + 2 * self.pad
+
+    def frame_units(self, parameters: tuple[str, ...]) -> NDArray[np.float64]:
+        """Return, per pose parameter, the frame's unit in units of the image: more than 1 for padded shifts."""
+        _, height, width = self.frame_shape
+        sides = {"tx": width / self.image_shape[1], "ty": height / self.image_shape[0]}
+        return np.array([sides.get(name, 1.0) for name in parameters])
+
+    def to_raw(self, rows: NDArray[Any]) -> Tensor:
+        """Return rows as padded images, in the input's units and precision, of shape (n, C, H, W)."""
+        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        height, width = self.image_shape[:2]
+        stack = np.ascontiguousarray(rows.reshape(len(rows), height, width, -1).transpose(0, 3, 1, 2), dtype=dtype)
+        raw = torch.from_numpy(stack if stack.flags.writeable else stack.copy())
+        if not self.pad:
+            return raw
+        background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
+        return F.pad(raw - background, (self.pad,) * 4) + background
+
+    def to_rows(self, raw: Tensor) -> NDArray[Any]:
+        """Crop images of shape (n, C, H, W) and return them as rows: the inverse of `to_raw`."""
+        stop = -self.pad or None
+        cropped = raw[:, :, self.pad : stop, self.pad : stop]
+        return cropped.permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
+
+    def to_model(self, rows: NDArray[Any], support: Any, device: torch.device) -> Tensor:
+        """Return rows as what the model sees: padded, scaled, within the likelihood's support, float32.
+
+        Raises
+        ------
+        ValueError
+            If a pixel is so far outside the fitted range that float32 could not hold its square.
+        """
+        scaled = (self.to_raw(rows) - self.offset) / self.scale
+        largest = float(scaled.abs().max())
+        if largest > _FARTHEST_PIXEL:
+            raise ValueError(
+                f"X has a pixel {largest:.3g} times the fitted range away from it; the range is "
+                f"[{min(self.offset, self.offset + self.scale):g}, {max(self.offset, self.offset + self.scale):g}]. "
+                f"Bring X to the units that `fit` saw."
+            )
+        return scaled.clamp(*support).to(device=device, dtype=torch.float32)
+
+    def from_model(self, images: Tensor) -> Tensor:
+        """Bring the model's images back to the units of the input."""
+        return images * self.scale + self.offset
+
+    def model_background(self, device: torch.device) -> Tensor:
+        """Return the background as the model sees it, of shape (n_channels,)."""
+        return (torch.tensor(self.background, device=device) - self.offset) / self.scale
+
+    def pose_to_model(self, alpha: NDArray[Any], family: str, device: torch.device) -> Tensor:
+        """Return poses in units of the image as the model's, in units of the frame, float32."""
+        return to_tensor(alpha / self.frame_units(parameters_of(family)), device)
+
+    def matrix(self, alpha: NDArray[Any], family: str) -> NDArray[Any]:
+        """Return the matrices of poses, of shape (n, 2, 3), in coordinates of the image (not of the frame)."""
+        height, width = self.image_shape[:2]
+        return to_matrix(torch.from_numpy(alpha), family, aspect=width / height).numpy()
+
+    def warp_rows(self, rows: NDArray[Any], alpha: NDArray[Any], family: str, *, inverse: bool = False) -> NDArray[Any]:
+        """Warp rows of pixels, in their own units and precision, by poses in units of the image.
+
+        Rows at the identity keep their pixels, bit by bit.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, n_features)
+        alpha : ndarray of shape (n, n_params)
+        family : str
+        inverse : bool, default=False
+            Whether from the canonical frame to the input's rather than to the canonical one.
+        """
+        warped = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32)
+        moved = alpha.any(axis=1)
+        if not moved.any():
+            return warped
+        raw = self.to_raw(rows[moved])
+        pose = torch.from_numpy(alpha[moved] / self.frame_units(parameters_of(family))).to(raw.dtype)
+        matrix = to_matrix(pose, family, aspect=raw.shape[3] / raw.shape[2])
+        background = torch.tensor(self.background, dtype=raw.dtype)
+        warped[moved] = self.to_rows(warp(raw, invert(matrix) if inverse else matrix, background=background))
+        return warped
+
+
+def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a float32 tensor on `device`."""
+    return torch.from_numpy(array.astype(np.float32)).to(device)
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return an integer parameter, or raise TypeError or ValueError naming it."""
+    return int(check_scalar(value, name, (int, np.integer), min_val=minimum))
+
+
+def check_number(
+    name: str, value: Any, minimum: float = 0.0, maximum: float | None = None, boundaries: str = "left"
+) -> float:
+    """Return a real parameter, or raise TypeError or ValueError naming it."""
+    kinds = (int, float, np.integer, np.floating)
+    return float(check_scalar(value, name, kinds, min_val=minimum, max_val=maximum, include_boundaries=boundaries))
+
+
+def seed_from(random_state: Any) -> int:
+    """Draw a seed from a scikit-learn random state; None draws a fresh one, not from numpy's global state."""
+    if random_state is None:
+        return secrets.randbelow(2**31)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def resolve_device(device: Any) -> torch.device:
+    """Return a torch device.
+
+    Raises
+    ------
+    ValueError
+        If torch cannot use it on this machine.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={device!r} is not available here ({error}). Choose device='cpu'.") from error
+
+
+@contextmanager
+def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
+    """Give an estimator its attributes back if the block raises: a failed fit leaves a fitted model as it was."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

@@ -1,0 +1,669 @@
+r"""Alignment: for each image the pose whose removal makes the ELBO highest.
+
+.. math:: \alpha^*(x) = \arg\max_\alpha \;
+          \text{ELBO}(x; A_\alpha^{-1} \circ \text{decoder} \circ \text{encoder} \circ A_\alpha) + \log p(\alpha)
+
+Screening tries one shared table of restarts on every image; the best few distinct ones of each image are
+refined together, as one batch, by a quasi-Newton method that keeps its state per image. An image's answer
+depends on that image alone: not on its neighbours in the batch, their order or their number, to the bit.
+
+References
+----------
+Bidart & Wong (2019), "Affine Variational Autoencoders", equation 2 and section 3.2 (random restarts, then
+gradient descent on the best); Nocedal & Wright (2006), "Numerical Optimization", equations 3.6 (sufficient
+decrease), 6.17 (BFGS) and 6.20 (first scaling).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .affine import identity_matrix, invert, parameters_of, to_matrix, warp, wrap_angle
+from .likelihoods import kl_divergence
+
+# Below eight rows matrix products take another path, whose last bits differ: a block is never smaller, so
+# that an image alone gets the bits that it gets in a batch.
+_SMALLEST_BLOCK = 16
+_LARGEST_BLOCK = 2048
+# Pixels in a block: 4 MiB of float32 keep a block and what it passes through near the processor.
+_PIXELS_PER_BLOCK = 2**20
+
+# Standard deviations of the default prior: radians, natural logarithms, slopes, half sides. The angle is
+# flat: nothing is known about it.
+DEFAULT_PRIOR = {
+    "angle": math.inf,
+    "log_scale": 0.2,
+    "log_scale_x": 0.2,
+    "log_scale_y": 0.2,
+    "shear": 0.2,
+    "tx": 0.5,
+    "ty": 0.5,
+}
+
+# How far the restarts reach to either side of the identity.
+_REACH = {
+    "angle": math.pi,
+    "log_scale": 0.5,
+    "log_scale_x": 0.5,
+    "log_scale_y": 0.5,
+    "shear": 0.5,
+    "tx": 0.3,
+    "ty": 0.3,
+}
+
+# Typical distance of a restart from its optimum: the unit in which refinement steps are measured.
+_STEP = {
+    "angle": 0.15,
+    "log_scale": 0.15,
+    "log_scale_x": 0.15,
+    "log_scale_y": 0.15,
+    "shear": 0.15,
+    "tx": 0.1,
+    "ty": 0.1,
+}
+
+# Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
+# 0.61) are taken to lead to one optimum.
+_SAME_BASIN = 0.55
+
+_PRIMES = (2, 3, 5, 7, 11, 13)
+
+
+def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> tuple[float, ...]:
+    """Return the standard deviation of the prior of each parameter of a family.
+
+    Parameters
+    ----------
+    alpha_prior : "auto", mapping or None
+        "auto" is `DEFAULT_PRIOR`; None is flat everywhere (the paper's); a mapping from names to standard
+        deviations replaces single defaults, where 0 freezes a parameter at 0 and infinity makes it flat.
+    family : str
+        The family whose parameters are meant.
+
+    Returns
+    -------
+    scale : tuple of float
+        One per parameter; ``inf`` is flat, 0 frozen.
+
+    Raises
+    ------
+    ValueError
+        If a name is no parameter of the family or a value is negative or not a number.
+
+    Examples
+    --------
+    >>> prior_scale({"tx": 0}, "rigid")
+    (inf, 0.0, 0.5)
+    """
+    names = parameters_of(family)
+    if alpha_prior is None:
+        return (math.inf,) * len(names)
+    if alpha_prior == "auto":
+        alpha_prior = {}
+    if not isinstance(alpha_prior, Mapping):
+        raise ValueError(f"alpha_prior must be 'auto', None or a dict, got {alpha_prior!r}.")
+    unknown = sorted(set(alpha_prior) - set(names))
+    if unknown:
+        raise ValueError(f"alpha_prior names {unknown}, but the family {family!r} has {list(names)}.")
+    for name, value in alpha_prior.items():
+        if not value >= 0:
+            raise ValueError(f"alpha_prior[{name!r}] must be a standard deviation >= 0, got {value!r}.")
+    return tuple(float(alpha_prior.get(name, DEFAULT_PRIOR[name])) for name in names)
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    """Mirror the digits of `index` at the point: the van der Corput sequence."""
+    value, weight = 0.0, 1.0 / base
+    while index:
+        index, digit = divmod(index, base)
+        value += digit * weight
+        weight /= base
+    return value
+
+
+def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Tensor:
+    """Return the starting poses that every image is screened at.
+
+    A Halton sequence around the identity: nested (the first k rows of a longer table are the table of k),
+    deterministic, the identity first, then the half and the quarter turns, then ever finer rings of angles with the
+    other parameters spread around 0.
+
+    Parameters
+    ----------
+    n_restarts : int
+        Number of rows. A family whose parameters are all frozen has the identity alone.
+    family : str
+        The family whose parameters the columns are.
+    scale : tuple of float
+        The prior's standard deviations; columns of frozen parameters (0) are 0.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n_restarts, n_params)
+
+    References
+    ----------
+    Halton (1960), "On the efficiency of certain quasi-random sequences of points".
+
+    Examples
+    --------
+    >>> restart_table(4, "rotation", (float("inf"),)).rad2deg().flatten()
+    tensor([   0., -180.,   90.,  -90.])
+    """
+    names = parameters_of(family)
+    free = [s > 0 for s in scale]
+    if not any(free):
+        return torch.zeros(1, len(names))
+    n_pure_turns = 4 if free[0] else 1
+    rows = []
+    for i in range(n_restarts):
+        row = []
+        for name, base, is_free in zip(names, _PRIMES, free, strict=False):
+            centred = (_radical_inverse(i, base) + 0.5) % 1.0 - 0.5
+            varies = is_free and (name == "angle" or i >= n_pure_turns)
+            row.append(2 * _REACH[name] * centred if varies else 0.0)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+@dataclass(frozen=True)
+class AVAE:
+    """A VAE between an affine layer and its inverse (figure 2 of the paper), with a prior on the pose.
+
+    Parameters
+    ----------
+    vae : nn.Module
+        Has `encode` and `decode`; in evaluation mode while images are aligned.
+    likelihood : nn.Module
+        Reads what the decoder puts out.
+    family : str
+        Which parameters alpha has.
+    background : Tensor of shape (n_channels,)
+        Pixel value outside the frame.
+    scale : tuple of float
+        The prior's standard deviations, see `prior_scale`.
+    """
+
+    vae: nn.Module
+    likelihood: nn.Module
+    family: str
+    background: Tensor
+    scale: tuple[float, ...]
+
+    def matrix(self, alpha: Tensor, images: Tensor) -> Tensor:
+        """Return the matrices, of shape (n, 2, 3), of poses of images."""
+        return to_matrix(alpha, self.family, aspect=images.shape[3] / images.shape[2])
+
+    def encode(self, images: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the first affine layer and the encoder: mean and log variance, each (n, latent_size)."""
+        if matrix is not None:
+            images = warp(images, matrix, background=self.background)
+        return self.vae.encode(images)  # type: ignore[operator]
+
+    def decode(self, z: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """Apply the decoder and the last affine layer: the likelihood's parameters in the input's pose."""
+        parameters = self.vae.decode(z)  # type: ignore[operator]
+        if matrix is None:
+            return parameters
+        return warp(parameters, invert(matrix), background=self.likelihood.fill(self.background))  # type: ignore[operator]
+
+    def elbo(self, images: Tensor, alpha: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Return the ELBO of each image, in nats, taken in the input frame.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, n_channels, height, width)
+        alpha : Tensor of shape (n, n_params) or None
+            Poses; None is the plain VAE, without warps.
+        noise : Tensor of shape (n, latent_size) or None
+            Standard normal noise for a sampled z; None takes the posterior mean: a score must be
+            deterministic.
+
+        Returns
+        -------
+        elbo : Tensor of shape (n,)
+
+        References
+        ----------
+        Bidart & Wong (2019), equations 1 and 2.
+        """
+        matrix = None if alpha is None else self.matrix(alpha, images)
+        mean, log_var = self.encode(images, matrix)
+        z = mean if noise is None else mean + noise * (0.5 * log_var).exp()
+        log_prob = self.likelihood.log_prob(images, self.decode(z, matrix))  # type: ignore[operator]
+        return log_prob - kl_divergence(mean, log_var)
+
+    def log_prior(self, alpha: Tensor) -> Tensor:
+        """Return the log-density of poses up to a constant, of shape (n,); 0 at the identity."""
+        precision = [0.0 if s == 0 else s**-2 for s in self.scale]
+        return -0.5 * (alpha.square() * alpha.new_tensor(precision)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """What alignment found, image by image.
+
+    Attributes
+    ----------
+    alpha : ndarray of shape (n_samples, n_params)
+        The pose of each image: angles in radians, logarithms of scales, translations in half sides.
+    matrix : ndarray of shape (n_samples, 2, 3)
+        Maps canonical to input coordinates.
+    elbo : ndarray of shape (n_samples,)
+        ELBO at `alpha`, without the prior, in nats.
+    elbo_identity : ndarray of shape (n_samples,)
+        ELBO of the image as it came.
+    n_iter : ndarray of shape (n_samples,)
+        Evaluations that refining took, for the hypothesis that took the most.
+    converged : ndarray of shape (n_samples,)
+        Whether the refinement of the best hypothesis converged.
+    hypotheses : ndarray of shape (n_samples, n_hypotheses, n_params)
+        Refined poses, best first (by ELBO plus log prior).
+    hypothesis_elbo : ndarray of shape (n_samples, n_hypotheses)
+        Their ELBO.
+    parameters : tuple of str
+        Names of alpha's columns.
+    image_shape : tuple of int
+        (height, width) in pixels, the unit of `to_frame`'s shifts.
+    """
+
+    alpha: Any
+    matrix: Any
+    elbo: Any
+    elbo_identity: Any
+    n_iter: Any
+    converged: Any
+    hypotheses: Any
+    hypothesis_elbo: Any
+    parameters: tuple[str, ...] = ()
+    image_shape: tuple[int, int] = (1, 1)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the per-image arrays by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Any}
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row per image, in degrees, factors and pixels.
+
+        Angles become ``<name>_deg``, scales factors (``scale`` for ``log_scale``), translations pixels
+        (``tx_px``); ELBO, gain over the identity, iterations and convergence follow.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        import pandas as pd
+
+        height, width = self.image_shape
+        columns: dict[str, Any] = {}
+        for name, values in zip(self.parameters, self.alpha.T, strict=True):
+            if name == "angle":
+                columns["angle_deg"] = values * (180 / math.pi)
+            elif name.startswith("log_scale"):
+                columns[name.removeprefix("log_")] = pd.Series(values).map(math.exp).to_numpy()
+            elif name in ("tx", "ty"):
+                columns[f"{name}_px"] = values * (width if name == "tx" else height) / 2
+            else:
+                columns[name] = values
+        columns["elbo"] = self.elbo
+        columns["gain"] = self.elbo - self.elbo_identity
+        columns["n_iter"] = self.n_iter
+        columns["converged"] = self.converged
+        return pd.DataFrame(columns)
+
+
+def block_size(images: Tensor) -> int:
+    """Return how many images of this size are evaluated at once."""
+    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, _PIXELS_PER_BLOCK // max(1, images[0].numel())))
+
+
+def _blocks(n_rows: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+    """Yield (rows, n_kept): row numbers of each block, the last row repeated where the block is too small."""
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
+        n_kept = stop - start
+        rows = torch.arange(start, start + max(n_kept, _SMALLEST_BLOCK), device=device)
+        yield rows.clamp(max=stop - 1), n_kept
+
+
+def in_blocks(function: Callable[..., Tensor], size: int, *rows: Tensor) -> Tensor:
+    """Apply a function of rows to any number of them, in bounded memory and without a graph.
+
+    Parameters
+    ----------
+    function : callable
+        Takes blocks of `rows` and returns a tensor with a row for each.
+    size : int
+        Rows in a block, see `block_size`.
+    *rows : Tensor
+        At least one row each, as many in all of them.
+    """
+    parts = []
+    with torch.no_grad():
+        for block, n_kept in _blocks(len(rows[0]), size, rows[0].device):
+            parts.append(function(*(tensor[block] for tensor in rows))[:n_kept])
+    return torch.cat(parts)
+
+
+def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:
+    """Return ELBO plus log prior of every image at every restart, of shape (n, n_restarts).
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    restarts : Tensor of shape (n_restarts, n_params)
+    """
+    n, n_restarts = len(images), len(restarts)
+    if not n_restarts:
+        return images.new_empty(n, 0)
+    pairs = torch.arange(n * n_restarts, device=images.device)
+    scores = in_blocks(
+        lambda pair: model.elbo(images[pair // n_restarts], restarts[pair % n_restarts]), block_size(images), pairs
+    )
+    return scores.view(n, n_restarts) + model.log_prior(restarts)
+
+
+def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
+    """Pick the `k` best restarts of each image that do not lead to one another's optimum.
+
+    The best one is taken, its neighbours step back behind all others, and so on.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, n_restarts)
+    matrices : Tensor of shape (n_restarts, 2, 3)
+    k : int
+
+    Returns
+    -------
+    chosen : Tensor of shape (n, min(k, n_restarts))
+    """
+    flat = matrices.flatten(1)
+    near = (flat[:, None] - flat[None]).norm(dim=2) < _SAME_BASIN
+    span = scores.max() - scores.min() + 1
+    scores = scores.clone()
+    chosen = []
+    for _ in range(min(k, len(matrices))):
+        best = scores.argmax(dim=1)
+        chosen.append(best)
+        scores = scores - span * near[best]
+        scores.scatter_(1, best[:, None], -math.inf)
+    return torch.stack(chosen, dim=1)
+
+
+ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
+    """Return the function that refinement minimises: -(ELBO + log prior) of given rows at given poses."""
+
+    def evaluate(index: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = [], []
+        for rows, n_kept in _blocks(len(index), block_size(images), images.device):
+            with torch.enable_grad():
+                pose = alpha[rows].detach().requires_grad_(True)
+                loss = -model.elbo(images[index[rows]], pose) - model.log_prior(pose)
+                (gradient,) = torch.autograd.grad(loss.sum(), pose)
+            losses.append(loss.detach()[:n_kept])
+            gradients.append(gradient[:n_kept])
+        return torch.cat(losses), torch.cat(gradients)
+
+    return evaluate
+
+
+@dataclass
+class _State:
+    """The rows that are still being refined; `keep` drops the finished ones."""
+
+    row: Tensor
+    alpha: Tensor
+    loss: Tensor
+    gradient: Tensor
+    inverse_hessian: Tensor
+    direction: Tensor
+    slope: Tensor
+    step: Tensor
+    fresh: Tensor
+
+    def keep(self, mask: Tensor) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name)[mask])
+
+
+_SUFFICIENT_DECREASE = 1e-4
+_LARGEST_STEP = 2.0
+_FIRST_STEP = 0.4
+
+
+def _bfgs(inverse_hessian: Tensor, s: Tensor, y: Tensor, fresh: Tensor) -> Tensor:
+    """Update inverse Hessians of shape (n, p, p) with steps `s` and gradient changes `y` of shape (n, p)."""
+    curvature = (s * y).sum(dim=1)
+    usable = curvature > 1e-10
+    rho = torch.where(usable, 1 / curvature.where(usable, curvature.new_ones(())), 0)[:, None, None]
+    size = curvature / y.square().sum(dim=1).clamp(min=1e-30)
+    identity = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+    first = (fresh & usable)[:, None, None]
+    inverse_hessian = torch.where(first, size[:, None, None] * identity, inverse_hessian)
+    left = identity - rho * s[:, :, None] * y[:, None, :]
+    updated = left @ inverse_hessian @ left.transpose(1, 2) + rho * s[:, :, None] * s[:, None, :]
+    return torch.where(usable[:, None, None], updated, inverse_hessian)
+
+
+def _aim(state: _State) -> None:
+    """Set direction, slope and a full step from gradient and inverse Hessian, within the step limit."""
+    direction = -(state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0]
+    length = direction.norm(dim=1, keepdim=True)
+    limit = torch.where(state.fresh[:, None], _FIRST_STEP, _LARGEST_STEP)
+    # The first inverse Hessian is arbitrary, so the first step has a length of its own.
+    stretch = torch.where(state.fresh[:, None] | (length > limit), limit / length.clamp(min=1e-30), 1.0)
+    state.direction = direction * stretch
+    state.slope = (state.direction * state.gradient).sum(dim=1)
+    state.step = torch.ones_like(state.slope)
+
+
+def refine(
+    loss_and_gradient: ValueAndGradient, alpha: Tensor, unit: Tensor, *, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimise a loss from many starting points at once: BFGS with a state per row.
+
+    Each iteration evaluates every unfinished row once. A row whose loss falls enough moves and updates its
+    curvature; one whose loss does not, tries a shorter step from where it was. A row is finished when the
+    next step promises less than `tol`; it then leaves the batch. The loss of a row never rises.
+
+    Parameters
+    ----------
+    loss_and_gradient : callable
+        ``(row_numbers, alpha) -> (loss, gradient)``, of shapes (m,) and (m, n_params).
+    alpha : Tensor of shape (n, n_params)
+        Starting points.
+    unit : Tensor of shape (n_params,)
+        Typical distance to the optimum in each parameter; 0 freezes it.
+    max_iter : int
+        Evaluations per row after the first.
+    tol : float
+        Promised decrease of the loss, in nats, below which a row has converged.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_params)
+    loss : Tensor of shape (n,)
+    n_iter : Tensor of shape (n,)
+        Evaluations after the first.
+    converged : Tensor of shape (n,)
+
+    References
+    ----------
+    Nocedal & Wright (2006), algorithm 6.1 with backtracking (algorithm 3.1).
+    """
+    n, p = alpha.shape
+    row = torch.arange(n, device=alpha.device)
+    loss, gradient = loss_and_gradient(row, alpha)
+    best_alpha, best_loss = alpha.clone(), loss.clone()
+    n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
+    converged = torch.zeros(n, dtype=torch.bool, device=alpha.device)
+    state = _State(
+        row=row,
+        alpha=alpha,
+        loss=loss,
+        gradient=gradient * unit,
+        inverse_hessian=torch.eye(p, dtype=alpha.dtype, device=alpha.device).repeat(n, 1, 1),
+        direction=torch.zeros_like(alpha),
+        slope=torch.zeros_like(loss),
+        step=torch.ones_like(loss),
+        fresh=torch.ones(n, dtype=torch.bool, device=alpha.device),
+    )
+    _aim(state)
+    for _ in range(max_iter):
+        if not len(state.row):
+            break
+        trial = state.alpha + state.step[:, None] * state.direction * unit
+        loss, gradient = loss_and_gradient(state.row, trial)
+        n_iter[state.row] += 1
+        accepted = loss <= state.loss + _SUFFICIENT_DECREASE * state.step * state.slope
+        shorter = _shorter_step(state, loss)
+        _move(state, accepted, trial, loss, gradient * unit)
+        state.step = torch.where(accepted, state.step, shorter)
+        best_alpha[state.row], best_loss[state.row] = state.alpha, state.loss
+        done = -state.slope * state.step < tol
+        converged[state.row] = done
+        state.keep(~done)
+    return best_alpha, best_loss, n_iter, converged
+
+
+def _shorter_step(state: _State, loss: Tensor) -> Tensor:
+    """Return the step to try next where the trial failed: the minimum of a parabola, within bounds."""
+    excess = 2 * (loss - state.loss - state.step * state.slope)
+    parabola = -state.slope * state.step.square() / excess
+    fraction = (parabola / state.step).nan_to_num(0.5).clamp(0.1, 0.5)
+    return state.step * fraction
+
+
+def _move(state: _State, accepted: Tensor, alpha: Tensor, loss: Tensor, gradient: Tensor) -> None:
+    """Take the accepted trials as the new points and aim anew; the other rows stay as they are."""
+    column = accepted[:, None]
+    s = state.step[:, None] * state.direction
+    updated = _bfgs(state.inverse_hessian, s, gradient - state.gradient, state.fresh)
+    old_direction, old_slope, old_step = state.direction, state.slope, state.step
+    state.inverse_hessian = torch.where(column[:, :, None], updated, state.inverse_hessian)
+    state.alpha = torch.where(column, alpha, state.alpha)
+    state.loss = torch.where(accepted, loss, state.loss)
+    state.gradient = torch.where(column, gradient, state.gradient)
+    state.fresh = state.fresh & ~accepted
+    _aim(state)
+    state.direction = torch.where(column, state.direction, old_direction)
+    state.slope = torch.where(accepted, state.slope, old_slope)
+    state.step = torch.where(accepted, state.step, old_step)
+
+
+def align(
+    model: AVAE,
+    images: Tensor,
+    restarts: Tensor,
+    *,
+    n_refine: int = 2,
+    max_iter: int = 15,
+    tol: float = 1e-3,
+    min_gain: float = 0.0,
+) -> AlignmentResult:
+    """Find the pose of each image.
+
+    Parameters
+    ----------
+    model : AVAE
+        Its VAE in evaluation mode; nothing in it is changed.
+    images : Tensor of shape (n, n_channels, height, width)
+        Pixels in the likelihood's support. Constant images keep the identity: they have no pose.
+    restarts : Tensor of shape (n_restarts, n_params)
+        Starting poses, the identity first; see `restart_table`.
+    n_refine : int, default=2
+        How many distinct restarts are refined per image.
+    max_iter : int, default=15
+        Evaluations per refined start.
+    tol : float, default=1e-3
+        Promised gain, in nats, below which a start has converged.
+    min_gain : float, default=0.0
+        An image is moved only if ELBO plus log prior gain more than this over the identity, in nats.
+
+    Returns
+    -------
+    result : AlignmentResult of tensors
+
+    Raises
+    ------
+    ValueError
+        If the VAE is in training mode: batch norm would make an image's ELBO depend on its neighbours.
+
+    References
+    ----------
+    Bidart & Wong (2019), equation 2 and section 3.2.
+    """
+    if model.vae.training:
+        raise ValueError("The VAE must be in evaluation mode while images are aligned: call vae.eval().")
+    elbo_identity = in_blocks(model.elbo, block_size(images), images)
+    scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[1:])], dim=1)
+    chosen = distinct_best(scores, model.matrix(restarts, images), n_refine)
+    k = chosen.shape[1]
+    owner = torch.arange(len(images), device=images.device).repeat_interleave(k)
+    evaluate = _loss_and_gradient(model, images)
+    unit = images.new_tensor(
+        [0.0 if s == 0 else _STEP[name] for name, s in zip(parameters_of(model.family), model.scale, strict=True)]
+    )
+    alpha, loss, n_iter, converged = refine(
+        lambda row, pose: evaluate(owner[row], pose),
+        restarts[chosen.flatten()],
+        unit,
+        max_iter=max_iter if bool(unit.any()) else 0,
+        tol=tol,
+    )
+    elbo = (-loss - model.log_prior(alpha)).view(-1, k)
+    alpha = wrap_angle(alpha, model.family).view(-1, k, alpha.shape[1])
+    order = (-loss).view(-1, k).argsort(dim=1, descending=True, stable=True)
+    return _gated(
+        model,
+        images,
+        elbo_identity,
+        alpha=alpha.gather(1, order[:, :, None].expand_as(alpha)),
+        elbo=elbo.gather(1, order),
+        gain=-loss.view(-1, k).gather(1, order)[:, 0] - elbo_identity,
+        n_iter=n_iter.view(-1, k).amax(dim=1),
+        converged=converged.view(-1, k).gather(1, order)[:, 0],
+        min_gain=min_gain,
+    )
+
+
+def _gated(
+    model: AVAE,
+    images: Tensor,
+    elbo_identity: Tensor,
+    *,
+    alpha: Tensor,
+    elbo: Tensor,
+    gain: Tensor,
+    n_iter: Tensor,
+    converged: Tensor,
+    min_gain: float,
+) -> AlignmentResult:
+    """Assemble the result; an image that gains too little, or is constant, keeps the identity exactly."""
+    flat = images.flatten(1)
+    constant = (flat == flat[:, :1]).all(dim=1)
+    stays = ~(gain > min_gain) | constant
+    identity_first = torch.cat([torch.zeros_like(alpha[:, :1]), alpha[:, :-1]], dim=1)
+    alpha = torch.where(stays[:, None, None], identity_first, alpha)
+    elbo = torch.where(stays[:, None], torch.cat([elbo_identity[:, None], elbo[:, :-1]], dim=1), elbo)
+    matrix = model.matrix(alpha[:, 0], images)
+    return AlignmentResult(
+        alpha=alpha[:, 0],
+        matrix=torch.where(stays[:, None, None], identity_matrix(len(images), matrix), matrix),
+        elbo=elbo[:, 0],
+        elbo_identity=elbo_identity,
+        n_iter=n_iter,
+        converged=converged | stays,
+        hypotheses=alpha,
+        hypothesis_elbo=elbo,
+    )

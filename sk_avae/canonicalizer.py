@@ -1,0 +1,162 @@
+"""`AffineCanonicalizer`: the front-end to put before a classifier."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from ._validation import check_rows, feature_names, is_stack
+from .alignment import AlignmentResult
+from .estimator import AVAEEstimator
+
+
+def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
+    """Without the pose there is no way back."""
+    return canonicalizer.append_alpha
+
+
+class AffineCanonicalizer(TransformerMixin, BaseEstimator):
+    """Turn images back into the pose of the training images; same columns in as out.
+
+    Parameters
+    ----------
+    estimator : AVAEEstimator or None, default=None
+        Cloned and fitted; None is ``AVAEEstimator()``. An aligner that is fitted already goes in as
+        ``sklearn.frozen.FrozenEstimator(avae)`` and is used as it is.
+    append_alpha : bool, default=False
+        Whether the pose is appended to the pixels.
+    random_state : int, RandomState instance or None, default=None
+        Passed to the clone of `estimator`; None leaves the clone's own.
+
+    Attributes
+    ----------
+    estimator_ : AVAEEstimator
+        The fitted aligner.
+    n_features_in_ : int
+        Pixels per image.
+    feature_names_in_ : ndarray of str
+        Names of the input columns, if it has any.
+
+    References
+    ----------
+    Bidart & Wong (2019), "Affine Variational Autoencoders", section 3.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sk_avae import AffineCanonicalizer, AVAEEstimator
+    >>> from sk_avae.datasets import load_mnist_sample
+    >>> X, y = load_mnist_sample("train")
+    >>> canonicalizer = AffineCanonicalizer(AVAEEstimator(max_epochs=1), random_state=0)
+    >>> pipeline = make_pipeline(canonicalizer, LogisticRegression(max_iter=20, tol=0.1))
+    >>> pipeline.fit(X[:500] / 255.0, y[:500]).predict(X[:3] / 255.0).shape
+    (3,)
+    """
+
+    def __init__(self, estimator: Any = None, *, append_alpha: bool = False, random_state: Any = None) -> None:
+        self.estimator = estimator
+        self.append_alpha = append_alpha
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit a clone of `estimator`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in their canonical pose.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : AffineCanonicalizer
+
+        Raises
+        ------
+        TypeError
+            If `estimator` cannot align images.
+        """
+        estimator = AVAEEstimator() if self.estimator is None else clone(self.estimator)
+        if not (hasattr(estimator, "align") and hasattr(estimator, "transform")):
+            raise TypeError(
+                f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
+                f"got {type(estimator).__name__}."
+            )
+        if self.random_state is not None and "random_state" in estimator.get_params(deep=False):
+            estimator.set_params(random_state=self.random_state)
+        estimator.fit(X, y)
+        check_rows(estimator, X, image_shape=estimator.image_shape_)
+        self.estimator_ = estimator
+        self.n_features_in_ = estimator.n_features_in_
+        if hasattr(estimator, "feature_names_in_"):
+            self.feature_names_in_ = estimator.feature_names_in_
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """Return canonical images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        X_canonical : ndarray
+            Of the shape of X (a stack stays a stack), or rows with the pose behind the pixels if
+            `append_alpha`.
+        """
+        check_is_fitted(self)
+        T = self.estimator_.transform(X)
+        T = np.asarray(T)
+        if self.append_alpha:
+            return T
+        pixels = T[:, : self.n_features_in_]
+        return pixels.reshape(np.shape(X)) if is_stack(X) else pixels
+
+    @available_if(_appends_alpha)
+    def inverse_transform(self, T: ArrayLike) -> NDArray[Any]:
+        """Turn canonical images with their pose back into input pixels; needs ``append_alpha=True``.
+
+        Parameters
+        ----------
+        T : array-like of shape (n_samples, n_features + n_params)
+            What `transform` returns with ``append_alpha=True``.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        return self.estimator_.inverse_transform(T)
+
+    def align(self, X: ArrayLike) -> AlignmentResult:
+        """Return the pose of each image; see `AVAEEstimator.align`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+
+        Returns
+        -------
+        result : AlignmentResult
+        """
+        check_is_fitted(self)
+        return self.estimator_.align(X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Return the names of the output columns: those of the input, with the pose's if `append_alpha`."""
+        check_is_fitted(self)
+        if self.append_alpha:
+            return self.estimator_.get_feature_names_out(input_features)
+        return feature_names(self, input_features)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

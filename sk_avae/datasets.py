@@ -1,0 +1,238 @@
+"""Images to try things on: a sample of MNIST in the package, all of it from a folder, and known perturbations.
+
+MNIST: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", CC BY-SA 3.0.
+"""
+
+import gzip
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_random_state
+
+from .affine import INTERPOLATIONS, edge_median, invert, parameters_of, to_matrix, warp
+
+__all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
+
+# How far each parameter reaches to either side of 0 unless `ranges` says otherwise.
+DEFAULT_RANGES = {
+    "angle": math.pi,
+    "log_scale": math.log(1.5),
+    "log_scale_x": math.log(1.5),
+    "log_scale_y": math.log(1.5),
+    "shear": 0.5,
+    "tx": 0.3,
+    "ty": 0.3,
+}
+
+_SUBSETS = {"train": "train", "test": "t10k"}
+_N_TRAIN = 60_000
+_IMAGES_PER_CHUNK = 4096
+
+
+def _check_subset(subset: str) -> None:
+    if subset not in _SUBSETS:
+        raise ValueError(f"subset must be 'train' or 'test', got {subset!r}.")
+
+
+def load_mnist_sample(subset: str = "train") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Load the sample of MNIST that comes with the package.
+
+    5,000 training and 1,000 test digits, 500 and 100 of each class, drawn from MNIST's own training and test
+    images with seed 0.
+
+    Parameters
+    ----------
+    subset : {"train", "test"}, default="train"
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, 784)
+        uint8, white on black, 28 x 28.
+    y : ndarray of shape (n_samples,)
+        The digits.
+
+    Raises
+    ------
+    ValueError
+        If `subset` is unknown.
+
+    Examples
+    --------
+    >>> X, y = load_mnist_sample("test")
+    >>> X.shape, y.shape
+    ((1000, 784), (1000,))
+    """
+    _check_subset(subset)
+    with resources.files("sk_avae").joinpath("data/mnist_sample.npz").open("rb") as file, np.load(file) as data:
+        return data[f"X_{subset}"], data[f"y_{subset}"].astype(np.int64)
+
+
+def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, plain or gzipped."""
+    plain, zipped = folder / name, folder / f"{name}.gz"
+    if not plain.exists() and not zipped.exists():
+        raise FileNotFoundError(f"{folder} has neither {plain.name} nor {zipped.name}.")
+    content = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
+    path = plain if plain.exists() else zipped
+    n_dims = content[3] if len(content) > 3 else 0
+    if content[:3] != b"\x00\x00\x08" or n_dims not in (1, 3):
+        raise ValueError(f"{path} is no IDX file of images or labels (unsigned bytes in 1 or 3 dimensions).")
+    start = 4 + 4 * n_dims
+    shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
+    if len(content) - start != math.prod(shape) or len(shape) != n_dims:
+        raise ValueError(f"{path} announces {shape} values, but holds {len(content) - start} bytes of them.")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def fetch_mnist(
+    data_home: str | os.PathLike[str] | None = None, *, subset: str = "train"
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read all of MNIST.
+
+    Parameters
+    ----------
+    data_home : path or None, default=None
+        Folder with MNIST's IDX files, plain or gzipped. None takes the environment variable ``SK_AVAE_DATA``;
+        where that is not set either, scikit-learn's `fetch_openml` fetches and caches the digits.
+    subset : {"train", "test"}, default="train"
+        60,000 training or 10,000 test digits.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, 784)
+        uint8, white on black, 28 x 28.
+    y : ndarray of shape (n_samples,)
+        The digits.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder lacks a file.
+    ValueError
+        If a file is no IDX file or is truncated, or `subset` is unknown.
+    """
+    _check_subset(subset)
+    data_home = data_home or os.environ.get("SK_AVAE_DATA")
+    if data_home is None:
+        return _fetch_openml(subset)
+    folder, prefix = Path(data_home), _SUBSETS[subset]
+    images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
+    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise ValueError(f"{folder} has images of shape {images.shape}, but labels of shape {labels.shape}.")
+    return images.reshape(len(images), -1), labels.astype(np.int64)
+
+
+def _fetch_openml(subset: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from sklearn.datasets import fetch_openml
+
+    X, y = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="auto")
+    part = slice(_N_TRAIN) if subset == "train" else slice(_N_TRAIN, None)
+    return X[part].astype(np.uint8), y[part].astype(np.int64)
+
+
+def _bounds(name: str, ranges: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the lower and upper bound of a parameter; a single number reaches to both sides."""
+    reach = ranges.get(name, DEFAULT_RANGES[name])
+    low, high = (-reach, reach) if np.ndim(reach) == 0 else reach
+    if not low <= high:
+        raise ValueError(f"ranges[{name!r}] must be a positive number or (low, high), got {reach!r}.")
+    return float(low), float(high)
+
+
+def make_perturbed(
+    X: ArrayLike,
+    *,
+    family: str = "rotation",
+    ranges: Mapping[str, Any] | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    background: float | str = "auto",
+    interpolation: str = "bicubic",
+    random_state: Any = None,
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Perturb images by random poses, and say which.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+        Images in their canonical pose.
+    family : str, default="rotation"
+        Which pose parameters are drawn; see `AVAEEstimator`.
+    ranges : dict or None, default=None
+        From parameter names to the reach on both sides of 0, or to (low, high); drawn uniformly, scales
+        uniformly in the logarithm. Missing ones are +-pi for the angle, log 1.5 for log-scales, 0.5 for
+        shear, 0.3 for shifts.
+    image_shape : tuple of int or None, default=None
+        (height, width) or (height, width, channels) of rows; None reads a square.
+    background : float or "auto", default="auto"
+        Value outside the frame; "auto" is the median of the images' edge pixels.
+    interpolation : {"bicubic", "bilinear", "nearest"}, default="bicubic"
+        How pixels are interpolated; the paper's is "nearest". Results are clipped to the range of X.
+    random_state : int, RandomState instance or None, default=None
+        Draws the poses.
+
+    Returns
+    -------
+    X_perturbed : ndarray
+        Of the shape and dtype of X.
+    alpha : ndarray of shape (n_samples, n_params)
+        The poses, in the units in which `align` finds them.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or the shape does not fit.
+
+    Examples
+    --------
+    >>> X, _ = load_mnist_sample("test")
+    >>> X_turned, alpha = make_perturbed(X, random_state=0)
+    >>> X_turned.shape, alpha.shape
+    ((1000, 784), (1000, 1))
+    """
+    parameters = parameters_of(family)
+    ranges = ranges or {}
+    unknown = sorted(set(ranges) - set(parameters))
+    if unknown:
+        raise ValueError(f"ranges names {unknown}, but the family {family!r} has {list(parameters)}.")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
+    images = check_array(X, dtype="numeric", allow_nd=True)
+    height, width, channels = _stack_shape(images, image_shape)
+    # None must not draw from numpy's global state.
+    random = check_random_state(secrets.randbelow(2**31) if random_state is None else random_state)
+    bounds = [_bounds(name, ranges) for name in parameters]
+    alpha = np.stack([random.uniform(low, high, len(images)) for low, high in bounds], axis=1)
+    stack = images.reshape(len(images), height, width, channels)
+    perturbed = np.empty_like(stack)
+    some = torch.tensor(stack[:_IMAGES_PER_CHUNK].transpose(0, 3, 1, 2))
+    outside = edge_median(some) if background == "auto" else torch.full((channels,), float(background))
+    for start in range(0, len(stack), _IMAGES_PER_CHUNK):
+        chunk = slice(start, start + _IMAGES_PER_CHUNK)
+        matrix = to_matrix(torch.from_numpy(alpha[chunk]), family, aspect=width / height).float()
+        pixels = torch.from_numpy(stack[chunk].transpose(0, 3, 1, 2).astype(np.float32))
+        turned = warp(pixels, invert(matrix), background=outside.float(), interpolation=interpolation)
+        turned = turned.clamp(float(stack.min()), float(stack.max()))
+        if stack.dtype.kind in "iu":
+            turned = turned.round()
+        perturbed[chunk] = turned.permute(0, 2, 3, 1).numpy().astype(stack.dtype)
+    return perturbed.reshape(images.shape), alpha
+
+
+def _stack_shape(images: NDArray[Any], image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Return (height, width, channels) of images given as rows or as a stack."""
+    shape = tuple(images.shape[1:]) if images.ndim > 2 else image_shape
+    if shape is None:
+        side = math.isqrt(images.shape[1])
+        shape = (side, side) if side * side == images.shape[1] else (1, images.shape[1])
+    if len(shape) not in (2, 3) or math.prod(shape) != math.prod(images.shape[1:]):
+        raise ValueError(f"X has {math.prod(images.shape[1:])} features per sample, but image_shape={shape}.")
+    return (*shape, 1)[:3]  # type: ignore[return-value]

@@ -1,0 +1,694 @@
+"""`AVAEEstimator`: train a VAE, find each image's pose, undo it. A thin shell over the pure functions below it."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from . import __version__, persistence
+from ._validation import (
+    ImageFormat,
+    check_count,
+    check_number,
+    check_rows,
+    feature_names,
+    resolve_device,
+    seed_from,
+    to_tensor,
+    unchanged_on_error,
+)
+from .affine import parameters_of, to_matrix
+from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, prior_scale, restart_table
+from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
+from .net import train
+from .vae import MODULES, check_methods, check_shapes
+
+# Images whose tensors are held at once by `transform` and its kin.
+_IMAGES_PER_CHUNK = 4096
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    """Yield slices that cover `n` rows."""
+    return (slice(start, start + _IMAGES_PER_CHUNK) for start in range(0, n, _IMAGES_PER_CHUNK))
+
+
+class AVAEEstimator(TransformerMixin, BaseEstimator):
+    """Affine variational autoencoder: brings images back to the pose of its training images.
+
+    `fit` trains a VAE. Afterwards, for each image, the affine pose `alpha` is found whose removal makes the
+    evidence lower bound (ELBO) highest: many restarts are screened, the best few refined. `transform` returns
+    the images in the training pose, with alpha appended.
+
+    Parameters
+    ----------
+    latent_size : int, default=16
+        Number of latent variables.
+    family : {"rotation", "rigid", "similarity", "linear", "affine"}, default="rotation"
+        Which pose parameters are free: angle; angle, tx, ty; angle, log_scale, tx, ty; angle, log_scale_x,
+        log_scale_y, shear; the last with tx, ty.
+    n_restarts : int, default=16
+        Starting poses screened per image, the identity among them. The first k of a longer table are the
+        table of k. 16 angles are plenty for rotation; the other families gain from 64 and more.
+    n_refine : int, default=2
+        Distinct restarts refined per image.
+    max_iter : int, default=15
+        Evaluations per refined restart.
+    tol : float, default=1e-3
+        Promised gain, in nats, below which a refinement has converged.
+    alpha_prior : {"auto"}, dict or None, default="auto"
+        Prior on the pose. "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
+        deviation 0.2) and shifts (0.5 half sides): without it a flexible family turns one digit into another.
+        A dict from parameter names to standard deviations replaces single defaults, 0 freezes a parameter.
+        None is flat everywhere, as in the paper.
+    min_gain : float, default=0.0
+        An image is moved only if ELBO plus log prior gain more than this, in nats.
+    align_training : bool, default=False
+        Whether training images are aligned while training. Not implemented yet.
+    module : {"mlp", "conv"}, nn.Module class or instance, default="mlp"
+        The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean,
+        log_var)`` and ``decode(z) -> parameters``. A class is called with `image_shape` (channels, height,
+        width) and `latent_size`; an instance is copied and must have `latent_size` latent variables.
+    hidden_layer_sizes : sequence of int, default=(512, 256)
+        Widths of the encoder's hidden layers for ``module="mlp"``, mirrored in the decoder.
+    likelihood : {"auto", "bernoulli", "gaussian"} or nn.Module instance, default="auto"
+        Distribution of a pixel. "auto" takes Bernoulli if the scaled pixels are mostly near 0 or 1, else
+        Gaussian with a learned scale.
+    image_shape : tuple of int or None, default=None
+        (height, width) or (height, width, channels). None reads a square, or one row if the number of
+        features is no square, in which case only x-scale and x-shift are free.
+    pad : int, default=0
+        Margin in pixels of background around the image in the model's frame; results are cropped.
+    rescale : bool, default=True
+        Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0.
+    max_epochs : int, default=30
+        Passes over the training images.
+    batch_size : int, default=256
+        Training images per step.
+    lr : float, default=1e-3
+        Adam's learning rate at the start; it falls to zero along half a cosine.
+    weight_decay : float, default=0.0
+        Adam's weight decay.
+    early_stopping : bool, default=False
+        Whether training stops once the held-out loss has not improved for `n_iter_no_change` epochs; the
+        best weights are kept.
+    validation_fraction : float or None, default=None
+        Share of the training images held out to report, and with `early_stopping` to decide. None holds out
+        nothing, or a tenth with `early_stopping`.
+    n_iter_no_change : int, default=5
+        See `early_stopping`.
+    callbacks : list or None, default=None
+        Further skorch callbacks; they are copied.
+    device : str or torch.device, default="cpu"
+        Where to compute.
+    random_state : int, RandomState instance or None, default=None
+        Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of
+        z in training, and `sample`. The global random states are left as they are. Alignment draws nothing.
+    verbose : int, default=0
+        Prints a line per epoch if positive.
+
+    Attributes
+    ----------
+    module_ : nn.Module
+        The trained VAE, in evaluation mode.
+    likelihood_ : nn.Module
+        The likelihood, with its learned scale.
+    image_shape_ : tuple of int
+        Shape of an image.
+    image_format_ : ImageFormat
+        Learned scaling and background.
+    history_ : list of dict
+        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image).
+    n_iter_ : int
+        Epochs run.
+    n_features_in_ : int
+        Pixels per image.
+    feature_names_in_ : ndarray of str
+        Names of the input columns, if it has any.
+
+    References
+    ----------
+    Bidart & Wong (2019), "Affine Variational Autoencoders", equations 1 and 2, sections 3.1 and 3.2.
+
+    Examples
+    --------
+    >>> from sk_avae import AVAEEstimator
+    >>> from sk_avae.datasets import load_mnist_sample
+    >>> X, _ = load_mnist_sample("train")
+    >>> avae = AVAEEstimator(max_epochs=1, random_state=0).fit(X)
+    >>> avae.transform(X[:5]).shape
+    (5, 785)
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 16,
+        *,
+        family: str = "rotation",
+        n_restarts: int = 16,
+        n_refine: int = 2,
+        max_iter: int = 15,
+        tol: float = 1e-3,
+        alpha_prior: str | Mapping[str, float] | None = "auto",
+        min_gain: float = 0.0,
+        align_training: bool = False,
+        module: str | type[nn.Module] | nn.Module = "mlp",
+        hidden_layer_sizes: Sequence[int] = (512, 256),
+        likelihood: str | nn.Module = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        pad: int = 0,
+        rescale: bool = True,
+        max_epochs: int = 30,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        early_stopping: bool = False,
+        validation_fraction: float | None = None,
+        n_iter_no_change: int = 5,
+        callbacks: list[Any] | None = None,
+        device: str | torch.device = "cpu",
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.latent_size = latent_size
+        self.family = family
+        self.n_restarts = n_restarts
+        self.n_refine = n_refine
+        self.max_iter = max_iter
+        self.tol = tol
+        self.alpha_prior = alpha_prior
+        self.min_gain = min_gain
+        self.align_training = align_training
+        self.module = module
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.likelihood = likelihood
+        self.image_shape = image_shape
+        self.pad = pad
+        self.rescale = rescale
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.callbacks = callbacks
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ fitting
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Train the VAE on images in their canonical pose.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images; uint8 or floats of any range.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : AVAEEstimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not as documented, or if training diverges. A model that was fitted before
+            is then left as it was.
+        """
+        with unchanged_on_error(self):
+            rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
+            self._check_parameters()
+            device = resolve_device(self.device)
+            generator = torch.Generator().manual_seed(seed_from(self.random_state))
+            image_format = ImageFormat.learn(rows, image_shape, pad=self.pad, rescale=self.rescale)
+            likelihood_recipe = self._likelihood_recipe_for(image_format, rows)
+            likelihood = persistence.build(likelihood_recipe)
+            images = image_format.to_model(rows, likelihood.support, device)
+            recipe = self._module_recipe(image_format)
+            # Initial weights and a user's dropout draw from torch's global generator: it is lent, then restored.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+                vae = persistence.build(recipe).to(device)
+                self._check_vae(vae, image_format)
+                history = self._train(vae, likelihood.to(device), images, image_format, generator, device)
+            self.module_ = persistence.freeze(vae, device)
+            self.likelihood_ = persistence.freeze(likelihood, device)
+            self.image_format_ = image_format
+            self.image_shape_ = image_shape
+            self.history_ = history
+            self.n_iter_ = len(history)
+            self._recipe = recipe
+            self._likelihood_recipe = likelihood_recipe
+        return self
+
+    def _check_parameters(self) -> None:
+        prior_scale(self.alpha_prior, self.family)
+        for name in ("latent_size", "max_epochs", "batch_size", "n_iter_no_change"):
+            check_count(name, getattr(self, name))
+        self._check_search()
+        check_count("pad", self.pad, minimum=0)
+        check_number("lr", self.lr, boundaries="neither")
+        check_number("weight_decay", self.weight_decay)
+        if self.validation_fraction is not None:
+            check_number("validation_fraction", self.validation_fraction, maximum=1.0, boundaries="neither")
+        for width in self.hidden_layer_sizes:
+            check_count("hidden_layer_sizes", width)
+        if self.align_training:
+            raise NotImplementedError("align_training=True is not implemented yet; use align_training=False.")
+
+    def _check_search(self) -> None:
+        """Check what alignment reads, which may have been set after `fit`."""
+        for name in ("n_restarts", "n_refine"):
+            check_count(name, getattr(self, name))
+        check_count("max_iter", self.max_iter, minimum=0)
+        check_number("tol", self.tol)
+        check_number("min_gain", self.min_gain)
+
+    def _likelihood_recipe_for(self, image_format: ImageFormat, rows: NDArray[Any]) -> dict[str, Any]:
+        likelihood: Any = self.likelihood
+        if isinstance(likelihood, nn.Module):
+            check_likelihood(likelihood)
+            return {"module": likelihood, "arguments": {}}
+        if likelihood == "auto":
+            every = max(1, len(rows) // _IMAGES_PER_CHUNK)
+            likelihood = likelihood_for(image_format.to_model(rows[::every], (0.0, 1.0), torch.device("cpu")))
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"likelihood must be 'auto', one of {sorted(LIKELIHOODS)} or a module, got {likelihood!r}."
+            )
+        return {"module": LIKELIHOODS[likelihood], "arguments": {}}
+
+    def _module_recipe(self, image_format: ImageFormat) -> dict[str, Any]:
+        module: Any = self.module
+        arguments = {"image_shape": image_format.frame_shape, "latent_size": int(self.latent_size)}
+        if isinstance(module, str):
+            if module not in MODULES:
+                raise ValueError(f"module must be one of {sorted(MODULES)} or a torch.nn.Module, got {module!r}.")
+            if module == "mlp":
+                arguments["hidden_layer_sizes"] = tuple(self.hidden_layer_sizes)
+            module = MODULES[module]
+        check_methods(module)
+        return {"module": module, "arguments": arguments}
+
+    def _check_vae(self, vae: nn.Module, image_format: ImageFormat) -> None:
+        latent_size = check_shapes(vae.eval(), image_format.frame_shape)
+        if latent_size != self.latent_size:
+            raise ValueError(
+                f"latent_size={self.latent_size}, but {type(vae).__name__} has {latent_size} latent variables."
+            )
+
+    def _train(
+        self,
+        vae: nn.Module,
+        likelihood: nn.Module,
+        images: Tensor,
+        image_format: ImageFormat,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> list[dict[str, float]]:
+        held_out = None
+        fraction = self.validation_fraction or (0.1 if self.early_stopping else None)
+        if fraction is not None:
+            seed = int(torch.randint(2**31, (), generator=generator))
+            kept, out = train_test_split(np.arange(len(images)), test_size=fraction, random_state=seed)
+            held_out, images = images[torch.from_numpy(out)], images[torch.from_numpy(kept)]
+        return train(
+            vae,
+            likelihood,
+            images,
+            validation_images=held_out,
+            background=image_format.model_background(device),
+            family=self.family,
+            latent_size=self.latent_size,
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+            callbacks=self.callbacks or [],
+            generator=generator,
+            device=device,
+            verbose=self.verbose,
+        )
+
+    # ------------------------------------------------------------------ alignment
+    def align(self, X: ArrayLike) -> AlignmentResult:
+        """Find the pose of each image.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        result : AlignmentResult
+            Poses, ELBO before and after, runners-up, convergence; see its own page. A constant image keeps
+            alpha 0.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once per call, if refinements stopped at `max_iter`.
+
+        References
+        ----------
+        Bidart & Wong (2019), equation 2.
+        """
+        return self._align(self._rows(X))
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the canonical images, with alpha appended.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        T : ndarray of shape (n_samples, n_features + n_params)
+            Canonical pixels in the input's units, then the pose: angles in radians, logarithms of scales,
+            shear, translations in half sides. An image that stays put has its own pixels, exactly.
+        """
+        rows = self._rows(X)
+        alpha = self._align(rows).alpha
+        return np.hstack([self._warp(rows, alpha), alpha])
+
+    def inverse_transform(self, T: ArrayLike) -> NDArray[Any]:
+        """Turn canonical images back into the pose that they came in.
+
+        Parameters
+        ----------
+        T : array-like of shape (n_samples, n_features + n_params)
+            Canonical pixels and alpha, as `transform` returns them.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Input pixels, up to interpolation and what left the frame.
+        """
+        check_is_fitted(self)
+        pixels, alpha = self._split(T, "T", self.n_features_in_, "n_features")
+        return self._warp(pixels, alpha, inverse=True)
+
+    def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
+        parts = [
+            self.image_format_.warp_rows(rows[chunk], alpha[chunk], self.family, inverse=inverse)
+            for chunk in _chunks(len(rows))
+        ]
+        return np.concatenate(parts)
+
+    def _split(self, T: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Split rows into their first columns and the pose behind them."""
+        rows = check_array(T, dtype=[np.float32, np.float64], input_name=name)
+        n_params = len(parameters_of(self.family))
+        if rows.shape[1] != n_first + n_params:
+            raise ValueError(
+                f"{name} has {rows.shape[1]} columns, but {what} + n_params = {n_first} + {n_params} are needed."
+            )
+        return rows[:, :n_first], rows[:, n_first:]
+
+    def _rows(self, X: ArrayLike) -> NDArray[Any]:
+        check_is_fitted(self)
+        self._check_search()
+        rows, _ = check_rows(self, X, image_shape=self.image_shape_)
+        return rows
+
+    def _device(self) -> torch.device:
+        """Return where the weights are: a model may have been loaded on another device than it was fitted on."""
+        return next((t.device for t in self.module_.state_dict().values()), torch.device("cpu"))
+
+    def _to_model(self, rows: NDArray[Any]) -> Tensor:
+        return self.image_format_.to_model(rows, self.likelihood_.support, self._device())
+
+    def _pose_to_model(self, alpha: NDArray[Any]) -> Tensor:
+        return self.image_format_.pose_to_model(alpha, self.family, self._device())
+
+    def _in_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> NDArray[Any]:
+        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device="meta"))
+        return in_blocks(function, size, *rows).cpu().numpy()
+
+    def _model(self) -> AVAE:
+        parameters = parameters_of(self.family)
+        scale = np.array(prior_scale(self.alpha_prior, self.family))
+        height, width = self.image_shape_[:2]
+        if height == 1 or width == 1:
+            # An image of one row has no angle, shear or vertical side to speak of.
+            free = {"log_scale", "log_scale_x", "tx"} if height == 1 else {"log_scale", "log_scale_y", "ty"}
+            scale[[name not in free for name in parameters]] = 0.0
+        return AVAE(
+            self.module_,
+            self.likelihood_,
+            self.family,
+            self.image_format_.model_background(self._device()),
+            scale=tuple(scale / self.image_format_.frame_units(parameters)),
+        )
+
+    def _align(self, rows: NDArray[Any]) -> AlignmentResult:
+        model = self._model()
+        restarts = restart_table(self.n_restarts, self.family, model.scale).to(self._device())
+        chunks = []
+        for chunk in _chunks(len(rows)):
+            result = align(
+                model,
+                self._to_model(rows[chunk]),
+                restarts,
+                n_refine=self.n_refine,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                min_gain=self.min_gain,
+            )
+            chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
+        arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        self._warn_unconverged(arrays["converged"])
+        return self._in_input_units(arrays, rows.dtype)
+
+    def _warn_unconverged(self, converged: NDArray[Any]) -> None:
+        n_missed = int((~converged).sum())
+        if n_missed and self.max_iter:
+            warnings.warn(
+                f"The poses of {n_missed} of {len(converged)} images stopped at max_iter={self.max_iter} before "
+                f"they converged to tol={self.tol:g} nats. Raise max_iter or tol if that is too coarse.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _in_input_units(self, arrays: dict[str, NDArray[Any]], dtype: np.dtype[Any]) -> AlignmentResult:
+        """Give poses the units of the image (not of the padded frame), ELBOs and floats those of the input."""
+        parameters = parameters_of(self.family)
+        for name in ("alpha", "hypotheses"):
+            arrays[name] = arrays[name] * self.image_format_.frame_units(parameters)
+        for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
+            arrays[name] = arrays[name] + self._log_jacobian()
+        arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self.family)
+        precision = np.float64 if dtype == np.float64 else np.float32
+        arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        return AlignmentResult(**arrays, parameters=parameters, image_shape=self.image_shape_[:2])
+
+    def _log_jacobian(self) -> float:
+        """Return what turns a density of scaled pixels into one of the input's, in nats per image."""
+        if not self.likelihood_.is_density:
+            return 0.0
+        return -math.prod(self.image_format_.frame_shape) * math.log(abs(self.image_format_.scale))
+
+    # ------------------------------------------------------------------ scores
+    def score_samples(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the ELBO of each image at its best pose.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+
+        Returns
+        -------
+        elbo : ndarray of shape (n_samples,)
+            In nats, higher is better; without the pose's prior, KL weight 1. With a Gaussian likelihood it
+            is a density in the input's units.
+        """
+        return -self.negative_elbo(X)
+
+    def negative_elbo(self, X: ArrayLike, align: bool = True) -> NDArray[Any]:
+        """Return the negative ELBO of each image: the loss that papers print; lower is better.
+
+        `score` is minus its mean.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+        align : bool, default=True
+            Whether at the best pose (AVAE) or as the image comes (the plain VAE).
+
+        Returns
+        -------
+        loss : ndarray of shape (n_samples,)
+            In nats per image.
+        """
+        rows = self._rows(X)
+        if align:
+            return -self._align(rows).elbo
+        model = self._model()
+        parts = [self._in_blocks(model.elbo, self._to_model(rows[chunk])) for chunk in _chunks(len(rows))]
+        precision = np.float64 if rows.dtype == np.float64 else np.float32
+        elbo = np.concatenate(parts) + self._log_jacobian()
+        return np.negative(elbo, dtype=precision)
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean ELBO at each image's best pose: minus the negative-ELBO loss.
+
+        scikit-learn maximises scores, so GridSearchCV picks the model of the lowest loss.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            In nats per image, higher is better.
+        """
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+    # ------------------------------------------------------------------ latent space
+    def encode(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the posterior means of the canonical images, with alpha appended.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, latent_size + n_params)
+            What `decode` takes.
+        """
+        rows = self._rows(X)
+        alpha = self._align(rows).alpha
+        model = self._model()
+
+        def posterior_mean(images: Tensor, pose: Tensor) -> Tensor:
+            return model.encode(images, model.matrix(pose, images))[0]
+
+        means = [
+            self._in_blocks(posterior_mean, self._to_model(rows[chunk]), self._pose_to_model(alpha[chunk]))
+            for chunk in _chunks(len(rows))
+        ]
+        return np.hstack([np.concatenate(means).astype(alpha.dtype), alpha])
+
+    def decode(self, Z: ArrayLike) -> NDArray[Any]:
+        """Return the expected images of latent variables and poses.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, latent_size + n_params)
+            Latent variables and alpha, as `encode` returns them.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Pixels in the pose alpha, in the input's units.
+        """
+        check_is_fitted(self)
+        latent, alpha = self._split(Z, "Z", self._recipe["arguments"]["latent_size"], "latent_size")
+        model, image_format = self._model(), self.image_format_
+
+        def expected_image(z: Tensor, pose: Tensor) -> Tensor:
+            _, height, width = image_format.frame_shape
+            matrix = to_matrix(pose, self.family, aspect=width / height)
+            return self.likelihood_.mean(model.decode(z, matrix))  # type: ignore[operator]
+
+        parts = []
+        for chunk in _chunks(len(latent)):
+            z = to_tensor(latent[chunk], self._device())
+            images = self._in_blocks(expected_image, z, self._pose_to_model(alpha[chunk]))
+            parts.append(image_format.to_rows(image_format.from_model(torch.from_numpy(images))))
+        return np.concatenate(parts).astype(latent.dtype, copy=False)
+
+    def reconstruct(self, X: ArrayLike) -> NDArray[Any]:
+        """Return what the model makes of images: encoded in the canonical pose, decoded, brought back.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+
+        Returns
+        -------
+        X_reconstructed : ndarray of shape (n_samples, n_features)
+            In the pose and the units of X.
+        """
+        return self.decode(self.encode(X))
+
+    def sample(self, n_samples: int = 1) -> NDArray[Any]:
+        """Draw new images in the canonical pose.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Expected pixels of latent variables drawn from N(0, I), float32, in the input's units. An int
+            `random_state` draws the same ones at each call.
+        """
+        check_is_fitted(self)
+        check_count("n_samples", n_samples)
+        random = np.random.default_rng(seed_from(self.random_state))
+        latent = random.standard_normal((n_samples, self._recipe["arguments"]["latent_size"]), dtype=np.float32)
+        alpha = np.zeros((n_samples, len(parameters_of(self.family))), dtype=np.float32)
+        return self.decode(np.hstack([latent, alpha]))
+
+    # ------------------------------------------------------------------ scikit-learn
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Return the names of `transform`'s columns: those of the pixels, then ``alpha_<parameter>``.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the pixels; None takes those seen in `fit`, else ``x0``, ``x1``, ...
+
+        Returns
+        -------
+        names : ndarray of str
+        """
+        check_is_fitted(self)
+        alphas = [f"alpha_{name}" for name in parameters_of(self.family)]
+        return np.concatenate([feature_names(self, input_features), np.array(alphas, dtype=object)])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state["_sk_avae_version"] = __version__
+        if "module_" in state:
+            state["_device"] = str(self._device())
+            for name in ("module_", "likelihood_"):
+                state[name] = persistence.to_arrays(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        persistence.warn_on_version(state.pop("_sk_avae_version", None), __version__, type(self).__name__)
+        if "module_" in state:
+            device = persistence.available_device(state.pop("_device"))
+            state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
+            state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)
+        super().__setstate__(state)

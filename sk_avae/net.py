@@ -1,0 +1,210 @@
+"""Training: the skorch net with the negative ELBO as its loss.
+
+The only file that imports skorch. `AVAENet` gets the VAE as its module and the likelihood as its criterion, so that
+a learned pixel scale is trained along with the weights.
+
+References
+----------
+Kingma & Welling (2013), "Auto-Encoding Variational Bayes", algorithm 1 (one sample of z per image and step).
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from .alignment import AVAE
+
+
+class TensorBatches:
+    """Batches of a dataset of tensors, taken by index: what a DataLoader does sample by sample.
+
+    Parameters
+    ----------
+    dataset : TensorDataset
+        Holds the images.
+    batch_size : int
+    generator : torch.Generator or None, default=None
+        Shuffles each epoch anew; None keeps the order.
+    """
+
+    def __init__(self, dataset: TensorDataset, batch_size: int, generator: torch.Generator | None = None) -> None:
+        (self.images,) = dataset.tensors
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, None]]:
+        if self.generator is None:
+            order = torch.arange(len(self.images))
+        else:
+            order = torch.randperm(len(self.images), generator=self.generator)
+        for rows in order.to(self.images.device).split(self.batch_size):  # type: ignore[no-untyped-call]
+            yield self.images[rows], None
+
+
+class AVAENet(NeuralNet):
+    """A skorch net whose loss is the mean negative ELBO of a batch.
+
+    Parameters
+    ----------
+    background : Tensor of shape (n_channels,)
+        Pixel value outside the frame.
+    family : str
+        The family of poses.
+    latent_size : int
+        Number of latent variables.
+    noise : torch.Generator
+        Draws the standard normal noise of the sampled z.
+    *args, **kwargs
+        Of `skorch.NeuralNet`.
+    """
+
+    def __init__(
+        self, *args: Any, background: Tensor, family: str, latent_size: int, noise: torch.Generator, **kwargs: Any
+    ) -> None:
+        self.background = background
+        self.family = family
+        self.latent_size = latent_size
+        self.noise = noise
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("finite", _StopOnDivergence()),
+        ]
+
+    def _model(self) -> AVAE:
+        return AVAE(self.module_, self.criterion_, self.family, self.background, scale=())
+
+    def train_step_single(self, batch: tuple[Tensor, None], **fit_params: Any) -> dict[str, Any]:
+        """Compute the loss of a batch with a sampled z, and its gradient."""
+        self._set_training(True)
+        images, _ = batch
+        noise = torch.randn(len(images), self.latent_size, generator=self.noise).to(images)
+        loss = -self._model().elbo(images, noise=noise).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), "y_pred": None}
+
+    def validation_step(self, batch: tuple[Tensor, None], **fit_params: Any) -> dict[str, Any]:
+        """Compute the loss of a held-out batch at the posterior mean."""
+        self._set_training(False)
+        images, _ = batch
+        with torch.no_grad():
+            return {"loss": -self._model().elbo(images).mean(), "y_pred": None}
+
+
+class _StopOnDivergence(Callback):
+    """Raise when the loss is no longer a number: every later weight would be one neither."""
+
+    def on_batch_end(self, net: AVAENet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
+        if not math.isfinite(kwargs["loss"]):
+            raise ValueError(
+                f"The loss became {float(kwargs['loss'])} in epoch {len(net.history)}: training diverged. "
+                f"Lower lr (now {net.lr:g}) or check the range of the pixels."
+            )
+
+
+def train(
+    vae: nn.Module,
+    likelihood: nn.Module,
+    images: Tensor,
+    *,
+    validation_images: Tensor | None,
+    background: Tensor,
+    family: str,
+    latent_size: int,
+    max_epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    patience: int | None,
+    callbacks: Sequence[Any],
+    generator: torch.Generator,
+    device: torch.device,
+    verbose: int,
+) -> list[dict[str, float]]:
+    """Train a VAE and the learned part of its likelihood in place.
+
+    Adam with a learning rate that falls to zero along half a cosine. Ctrl-C is raised, not swallowed.
+
+    Parameters
+    ----------
+    vae, likelihood : nn.Module
+        Trained in place.
+    images : Tensor of shape (n, n_channels, height, width)
+        On `device`.
+    validation_images : Tensor or None
+        Held-out images, or None.
+    background, family, latent_size
+        See `AVAENet`.
+    max_epochs, batch_size : int
+    lr, weight_decay : float
+        Of Adam.
+    patience : int or None
+        Epochs without a better held-out loss before training stops and the best weights come back; None
+        never stops early.
+    callbacks : sequence
+        Skorch callbacks; they are copied, the caller's stay as they are.
+    generator : torch.Generator
+        On the CPU: draws the order of the images and the noise.
+    device : torch.device
+    verbose : int
+        Prints a line per epoch if positive.
+
+    Returns
+    -------
+    history : list of dict
+        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss`, in nats per image.
+
+    Raises
+    ------
+    ValueError
+        If the loss becomes infinite or not a number.
+    """
+    n_steps = max_epochs * -(-len(images) // batch_size)
+    own: list[Any] = [LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch", event_name=None)]
+    if patience is not None:
+        own.append(EarlyStopping(patience=patience, load_best=True, sink=lambda _: None))
+    if verbose:
+        own += [EpochTimer(), PrintLog()]
+    net = AVAENet(
+        vae,
+        likelihood,
+        background=background,
+        family=family,
+        latent_size=latent_size,
+        noise=generator,
+        optimizer=torch.optim.Adam,
+        optimizer__weight_decay=weight_decay,
+        optimizer__fused=True,
+        lr=lr,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        iterator_train=TensorBatches,
+        iterator_train__generator=generator,
+        iterator_valid=TensorBatches,
+        train_split=None if validation_images is None else predefined_split(TensorDataset(validation_images)),
+        callbacks=own + copy.deepcopy(list(callbacks)),
+        device=device,
+        verbose=verbose,
+    )
+    # What NeuralNet.fit does, less its catching of KeyboardInterrupt.
+    net.initialize()
+    net.notify("on_train_begin", X=images)
+    net.fit_loop(TensorDataset(images))
+    net.notify("on_train_end", X=images)
+    kept = ("epoch", "train_loss", "valid_loss")
+    return [{name: float(epoch[name]) for name in kept if name in epoch} for epoch in net.history]

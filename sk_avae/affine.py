@@ -113,7 +113,7 @@ def to_matrix(alpha: Tensor, family: str = "affine", *, aspect: float = 1.0) -> 
 
     Examples
     --------
-    >>> to_matrix(torch.zeros(1, 1), "rotation")
+    >>> to_matrix(torch.zeros(1, 1), "rotation") + 0.0
     tensor([[[1., 0., 0.],
              [0., 1., 0.]]])
     """

@@ -119,7 +119,7 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         pixels = T[:, : self.n_features_in_]
         return pixels.reshape(np.shape(X)) if is_stack(X) else pixels
 
-    @available_if(_appends_alpha)
+    @available_if(_appends_alpha)  # type: ignore[untyped-decorator]
     def inverse_transform(self, T: ArrayLike) -> NDArray[Any]:
         """Turn canonical images with their pose back into input pixels; needs ``append_alpha=True``.
 

@@ -496,7 +496,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self.family)
         precision = np.float64 if dtype == np.float64 else np.float32
         arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-        return AlignmentResult(**arrays, parameters=parameters, image_shape=self.image_shape_[:2])
+        return AlignmentResult(**arrays, parameters=parameters, image_shape=(self.image_shape_[0], self.image_shape_[1]))
 
     def _log_jacobian(self) -> float:
         """Return what turns a density of scaled pixels into one of the input's, in nats per image."""

@@ -439,6 +439,9 @@ class _State:
 _SUFFICIENT_DECREASE = 1e-4
 _LARGEST_STEP = 2.0
 _FIRST_STEP = 0.4
+# Interpolation puts kinks into the ELBO, at which no slope ever vanishes: a row whose steps have become this
+# short sits on one.
+_SMALLEST_STEP = 1e-3
 
 
 def _bfgs(inverse_hessian: Tensor, s: Tensor, y: Tensor, fresh: Tensor) -> Tensor:
@@ -474,7 +477,7 @@ def refine(
 
     Each iteration evaluates every unfinished row once. A row whose loss falls enough moves and updates its
     curvature; one whose loss does not, tries a shorter step from where it was. A row is finished when the
-    next step promises less than `tol`; it then leaves the batch. The loss of a row never rises.
+    next step promises less than `tol` or would hardly move it; it then leaves the batch. The loss of a row never rises.
 
     Parameters
     ----------
@@ -530,7 +533,8 @@ def refine(
         _move(state, accepted, trial, loss, gradient * unit)
         state.step = torch.where(accepted, state.step, shorter)
         best_alpha[state.row], best_loss[state.row] = state.alpha, state.loss
-        done = -state.slope * state.step < tol
+        length = state.step * state.direction.norm(dim=1)
+        done = (-state.slope * state.step < tol) | (length < _SMALLEST_STEP)
         converged[state.row] = done
         state.keep(~done)
     return best_alpha, best_loss, n_iter, converged
@@ -567,8 +571,8 @@ def align(
     restarts: Tensor,
     *,
     n_refine: int = 2,
-    max_iter: int = 15,
-    tol: float = 1e-3,
+    max_iter: int = 20,
+    tol: float = 1e-2,
     min_gain: float = 0.0,
 ) -> AlignmentResult:
     """Find the pose of each image.
@@ -583,9 +587,9 @@ def align(
         Starting poses, the identity first; see `restart_table`.
     n_refine : int, default=2
         How many distinct restarts are refined per image.
-    max_iter : int, default=15
+    max_iter : int, default=20
         Evaluations per refined start.
-    tol : float, default=1e-3
+    tol : float, default=1e-2
         Promised gain, in nats, below which a start has converged.
     min_gain : float, default=0.0
         An image is moved only if ELBO plus log prior gain more than this over the identity, in nats.

@@ -61,9 +61,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         table of k. 16 angles are plenty for rotation; the other families gain from 64 and more.
     n_refine : int, default=2
         Distinct restarts refined per image.
-    max_iter : int, default=15
+    max_iter : int, default=20
         Evaluations per refined restart.
-    tol : float, default=1e-3
+    tol : float, default=1e-2
         Promised gain, in nats, below which a refinement has converged.
     alpha_prior : {"auto"}, dict or None, default="auto"
         Prior on the pose. "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
@@ -94,7 +94,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Passes over the training images.
     batch_size : int, default=256
         Training images per step.
-    lr : float, default=1e-3
+    lr : float, default=2e-3
         Adam's learning rate at the start; it falls to zero along half a cosine.
     weight_decay : float, default=0.0
         Adam's weight decay.
@@ -156,8 +156,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         family: str = "rotation",
         n_restarts: int = 16,
         n_refine: int = 2,
-        max_iter: int = 15,
-        tol: float = 1e-3,
+        max_iter: int = 20,
+        tol: float = 1e-2,
         alpha_prior: str | Mapping[str, float] | None = "auto",
         min_gain: float = 0.0,
         align_training: bool = False,
@@ -169,7 +169,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         rescale: bool = True,
         max_epochs: int = 30,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 0.0,
         early_stopping: bool = False,
         validation_fraction: float | None = None,
@@ -496,7 +496,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self.family)
         precision = np.float64 if dtype == np.float64 else np.float32
         arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-        return AlignmentResult(**arrays, parameters=parameters, image_shape=(self.image_shape_[0], self.image_shape_[1]))
+        return AlignmentResult(
+            **arrays, parameters=parameters, image_shape=(self.image_shape_[0], self.image_shape_[1])
+        )
 
     def _log_jacobian(self) -> float:
         """Return what turns a density of scaled pixels into one of the input's, in nats per image."""

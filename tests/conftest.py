@@ -1,0 +1,83 @@
+"""What the tests share: bundled digits, one small model of them, and a guard on the global random states."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sk_avae import AVAEEstimator
+from sk_avae.datasets import load_mnist_sample, make_perturbed
+
+
+def _global_random_state() -> tuple[bytes, ...]:
+    _, keys, *position = np.random.get_state()  # noqa: NPY002
+    return keys.tobytes(), repr(position).encode(), torch.random.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Assert that a block leaves the global random states of numpy and torch as they were."""
+    before = _global_random_state()
+    yield
+    assert _global_random_state() == before, "a global random state was changed"
+
+
+@pytest.fixture
+def global_random_state_unchanged():
+    """Assert that a test leaves the global random states alone; name it in `pytestmark` to guard a module."""
+    with unchanged_random_state():
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits() -> SimpleNamespace:
+    """MNIST's bundled digits: `X`, `y` for fitting (read-only), `X_test`, `y_test` to try on."""
+    X, y = load_mnist_sample("train")
+    X_test, y_test = load_mnist_sample("test")
+    for array in (X, y, X_test, y_test):
+        array.flags.writeable = False
+    return SimpleNamespace(X=X, y=y, X_test=X_test, y_test=y_test)
+
+
+@pytest.fixture(scope="session")
+def turned(digits) -> SimpleNamespace:
+    """All test digits turned by any angle: `X` (uint8, read-only), the true `alpha` and the labels `y`."""
+    X, alpha = make_perturbed(digits.X_test, random_state=0)
+    X.flags.writeable = False
+    return SimpleNamespace(X=X, alpha=alpha, y=digits.y_test)
+
+
+@pytest.fixture(scope="session")
+def small_avae() -> Callable[..., AVAEEstimator]:
+    """Make an unfitted estimator that learns digits in about a second; keywords override its parameters."""
+
+    def make(**parameters: Any) -> AVAEEstimator:
+        small = {
+            "latent_size": 12,
+            "hidden_layer_sizes": (128,),
+            "max_epochs": 20,
+            "batch_size": 128,
+            "max_iter": 60,
+            "random_state": 0,
+        }
+        return AVAEEstimator(**{**small, **parameters})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fitted(small_avae, digits) -> AVAEEstimator:
+    """One fitted model for the whole session: nothing may change it, so take `avae` to set parameters."""
+    with unchanged_random_state():
+        return small_avae().fit(digits.X[:2000])
+
+
+@pytest.fixture
+def avae(fitted) -> AVAEEstimator:
+    """A copy of the session's model for this test alone."""
+    return copy.deepcopy(fitted)

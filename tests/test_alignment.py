@@ -1,0 +1,637 @@
+"""Restarts, screening, refinement and `align`, on digits."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import distributions
+
+from sk_avae.affine import FAMILIES, compose, identity_matrix, to_matrix
+from sk_avae.alignment import (
+    AVAE,
+    DEFAULT_PRIOR,
+    AlignmentResult,
+    align,
+    block_size,
+    distinct_best,
+    prior_scale,
+    refine,
+    restart_table,
+    screen,
+)
+from sk_avae.datasets import load_mnist_sample, make_perturbed
+from sk_avae.likelihoods import Bernoulli, Gaussian
+from sk_avae.net import train
+from sk_avae.vae import MLPVAE, ConvVAE
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+FLAT = math.inf
+
+
+def digits(subset="test", n=None):
+    X, _ = load_mnist_sample(subset)
+    return torch.tensor(X[:n].reshape(-1, 1, 28, 28) / 255.0).float()
+
+
+def turned(images, family="rotation"):
+    """Perturbed copies of images, and the true poses."""
+    rows, alpha = make_perturbed(images[:, 0].numpy(), family=family, random_state=0)
+    return torch.tensor(rows)[:, None], torch.tensor(alpha).float()
+
+
+def trained(vae, images, max_epochs):
+    train(
+        vae,
+        Bernoulli(),
+        images,
+        validation_images=None,
+        background=torch.zeros(1),
+        family="rotation",
+        latent_size=16,
+        max_epochs=max_epochs,
+        batch_size=128,
+        lr=2e-3,
+        weight_decay=0.0,
+        patience=None,
+        callbacks=[],
+        generator=torch.Generator().manual_seed(0),
+        device=torch.device("cpu"),
+        verbose=0,
+    )
+    vae.zero_grad()
+    return vae.eval()
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    """A small VAE of upright digits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return trained(MLPVAE((1, 28, 28), 16, (128, 64)), digits("train"), max_epochs=8)
+
+
+@pytest.fixture(scope="module")
+def conv():
+    """The paper's network after a few steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return trained(ConvVAE((1, 28, 28), 16), digits("train", 512), max_epochs=1)
+
+
+def avae(vae, family="rotation", alpha_prior="auto"):
+    return AVAE(vae, Bernoulli(), family, torch.zeros(1), prior_scale(alpha_prior, family))
+
+
+def aligned(model, images, n_restarts=16, **settings):
+    return align(model, images, restart_table(n_restarts, model.family, model.scale), **settings)
+
+
+# ---------------------------------------------------------------- prior
+
+
+@every_family
+def test_prior_scale_defaults_flat_and_frozen(family):
+    names = FAMILIES[family]
+    assert prior_scale("auto", family) == tuple(DEFAULT_PRIOR[name] for name in names)
+    assert prior_scale(None, family) == (FLAT,) * len(names)
+    changed = prior_scale({names[-1]: 0}, family)
+    assert changed == (*prior_scale("auto", family)[:-1], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("alpha_prior", "message"),
+    [
+        ({"tx": 1.0}, r"names \['tx'\], but the family 'rotation' has \['angle'\]"),
+        ({"angle": -1.0}, r"alpha_prior\['angle'\] must be a standard deviation >= 0, got -1\.0"),
+        ({"angle": math.nan}, "must be a standard deviation >= 0, got nan"),
+        ("flat", "must be 'auto', None or a dict, got 'flat'"),
+        (0.2, "must be 'auto', None or a dict, got 0.2"),
+    ],
+)
+def test_prior_scale_messages(alpha_prior, message):
+    with pytest.raises(ValueError, match=message):
+        prior_scale(alpha_prior, "rotation")
+
+
+@every_family
+def test_log_prior_is_a_centred_normal_that_is_zero_at_the_identity(family):
+    scale = prior_scale(dict.fromkeys(FAMILIES[family], 0.3), family)
+    model = replace(avae(None, family), scale=scale)
+    alpha = torch.randn(5, len(scale), generator=torch.Generator().manual_seed(0))
+    normal = distributions.Normal(0.0, torch.tensor(scale))
+    expected = (normal.log_prob(alpha) - normal.log_prob(torch.zeros_like(alpha))).sum(dim=1)
+    torch.testing.assert_close(model.log_prior(alpha), expected)
+
+
+@every_family
+def test_flat_and_frozen_parameters_have_no_prior(family):
+    n_params = len(FAMILIES[family])
+    for scale in [(FLAT,) * n_params, (0.0,) * n_params]:
+        model = replace(avae(None, family), scale=scale)
+        assert torch.equal(model.log_prior(torch.ones(3, n_params)), torch.zeros(3))
+
+
+# ---------------------------------------------------------------- restarts
+
+
+@every_family
+def test_restarts_are_nested_deterministic_and_start_at_the_identity(family):
+    scale = prior_scale("auto", family)
+    table = restart_table(100, family, scale)
+    assert torch.equal(table, restart_table(100, family, scale))
+    assert not table[0].any()
+    for k in (1, 2, 7, 64):
+        assert torch.equal(restart_table(k, family, scale), table[:k])
+    assert len(table.unique(dim=0)) == 100
+
+
+@every_family
+def test_restarts_of_frozen_parameters_stay_at_zero(family):
+    names = FAMILIES[family]
+    for i, name in enumerate(names):
+        table = restart_table(50, family, prior_scale({name: 0}, family))
+        assert not table[:, i].any()
+        assert (table.any(dim=0) == torch.tensor([j != i for j in range(len(names))])).all()
+
+
+@every_family
+def test_all_parameters_frozen_leaves_the_identity_alone(family):
+    n_params = len(FAMILIES[family])
+    assert torch.equal(restart_table(50, family, (0.0,) * n_params), torch.zeros(1, n_params))
+
+
+@every_family
+def test_restarts_spread_evenly_over_the_turn_and_to_both_sides(family):
+    table = restart_table(64, family, prior_scale(None, family))
+    angles = table[:, 0].sort().values
+    torch.testing.assert_close(angles.diff(), torch.full((63,), 2 * math.pi / 64), rtol=0, atol=1e-5)
+    for column in table[4:, 1:].T:
+        assert column.mean().abs() < 0.1 * column.abs().max()
+        assert column.min() < 0 < column.max()
+
+
+# ---------------------------------------------------------------- ELBO
+
+
+def test_elbo_against_an_independent_implementation(mlp):
+    images, alpha = turned(digits(n=10))
+    cos, sin, zero = alpha[:, 0].cos(), alpha[:, 0].sin(), torch.zeros(10)
+    # On a square image a turn needs no aspect, and its inverse is its transpose.
+    to_input = torch.stack([cos, sin, zero, -sin, cos, zero], dim=1).view(-1, 2, 3)
+    to_canonical = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+
+    def sample(pixels, matrix, outside):
+        grid = F.affine_grid(matrix, [10, 1, 28, 28], align_corners=False)
+        return F.grid_sample(pixels - outside, grid, align_corners=False) + outside
+
+    with torch.no_grad():
+        mean, log_var = mlp.encode(sample(images, to_input, 0.0))
+        certainly_black = -8.0
+        logits = sample(mlp.decode(mean), to_canonical, certainly_black)
+        log_prob = images * F.logsigmoid(logits) + (1 - images) * F.logsigmoid(-logits)
+        posterior = distributions.Normal(mean, (0.5 * log_var).exp())
+        kl = distributions.kl_divergence(posterior, distributions.Normal(torch.zeros(16), torch.ones(16)))
+        expected = log_prob.sum(dim=(1, 2, 3)) - kl.sum(dim=1)
+        torch.testing.assert_close(avae(mlp).elbo(images, alpha), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_elbo_is_taken_in_the_input_frame(mlp):
+    # Taken in the canonical frame, shrinking the digit away would leave nothing to explain.
+    images = digits(n=50)
+    away = torch.tensor([[0.0, 4.0, 4.0, 0.0, 0.0, 0.0]]).expand(50, 6)
+    model = avae(mlp, "affine", None)
+    with torch.no_grad():
+        assert (model.elbo(images, away) < model.elbo(images)).all()
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+@every_family
+def test_identity_pose_is_the_plain_vae(network, family, request):
+    model = avae(request.getfixturevalue(network), family)
+    images = digits(n=20)
+    with torch.no_grad():
+        posed = model.elbo(images, torch.zeros(20, len(model.scale)))
+        torch.testing.assert_close(posed, model.elbo(images), rtol=1e-4, atol=1e-2)
+
+
+def test_sampled_elbo_uses_log_var_as_a_log_variance(mlp):
+    images = digits(n=3)
+    noise = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean, log_var = mlp.encode(images)
+        posterior = distributions.Normal(mean, log_var.exp().sqrt())
+        kl = distributions.kl_divergence(posterior, distributions.Normal(torch.zeros(16), torch.ones(16)))
+        logits = mlp.decode(posterior.loc + noise * posterior.scale)
+        expected = Bernoulli().log_prob(images, logits) - kl.sum(dim=1)
+        torch.testing.assert_close(avae(mlp).elbo(images, noise=noise), expected, rtol=1e-4, atol=1e-2)
+
+
+@every_family
+def test_gradient_of_the_elbo_with_respect_to_the_pose(mlp, family):
+    images, alpha = turned(digits(n=2), family)
+    likelihood = Gaussian(scale=0.3).double()
+    model = AVAE(copy.deepcopy(mlp).double(), likelihood, family, torch.zeros(1).double(), prior_scale("auto", family))
+    alpha = alpha.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda a: model.elbo(images.double(), a) + model.log_prior(a), alpha, atol=1e-3, rtol=1e-4
+    )
+
+
+# ---------------------------------------------------------------- screening
+
+
+@every_family
+def test_screen_against_brute_force(mlp, family):
+    model = avae(mlp, family)
+    images = digits(n=7)
+    restarts = restart_table(9, family, model.scale)
+    with torch.no_grad():
+        expected = [
+            [float(model.elbo(image[None], pose[None]) + model.log_prior(pose[None])) for pose in restarts]
+            for image in images
+        ]
+    torch.testing.assert_close(screen(model, images, restarts), torch.tensor(expected), rtol=1e-4, atol=1e-2)
+
+
+def test_screening_no_restarts_has_no_columns(mlp):
+    assert screen(avae(mlp), digits(n=3), torch.zeros(0, 1)).shape == (3, 0)
+
+
+def turns(*degrees):
+    return to_matrix(torch.tensor(degrees, dtype=torch.float32).deg2rad()[:, None], "rotation")
+
+
+def test_distinct_best_passes_over_neighbours():
+    matrices = turns(0, 5, 90, 180)
+    scores = torch.tensor([[9.0, 8.0, 1.0, 2.0], [1.0, 2.0, 8.0, 9.0]])
+    assert distinct_best(scores, matrices, 3).tolist() == [[0, 3, 2], [3, 2, 1]]
+
+
+def test_distinct_best_returns_to_neighbours_when_nothing_else_is_left():
+    matrices = turns(0, 5, 90)
+    assert distinct_best(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 3).tolist() == [[0, 2, 1]]
+    assert distinct_best(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 10).tolist() == [[0, 2, 1]]
+
+
+def test_distinct_best_of_one_is_the_best():
+    scores = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
+    matrices = to_matrix(restart_table(16, "rotation", (FLAT,)), "rotation")
+    assert torch.equal(distinct_best(scores, matrices, 1)[:, 0], scores.argmax(dim=1))
+
+
+def test_distinct_best_leaves_its_scores_alone():
+    scores = torch.tensor([[3.0, 2.0, 1.0]])
+    distinct_best(scores, turns(0, 5, 90), 3)
+    assert torch.equal(scores, torch.tensor([[3.0, 2.0, 1.0]]))
+
+
+@pytest.mark.parametrize("outlier", [-math.inf, math.nan, -1e30, 1e30])
+def test_an_outlying_score_of_one_image_does_not_touch_another(outlier):
+    matrices = turns(0, 5, 10, 120, 240)
+    scores = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [0.0, outlier, 2.0, 3.0, 1.0]])
+    for k in (2, 5):
+        assert distinct_best(scores, matrices, k)[:1].tolist() == distinct_best(scores[:1], matrices, k).tolist()
+
+
+def test_an_impossible_restart_comes_last():
+    assert distinct_best(torch.tensor([[-math.inf, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
+
+
+# ---------------------------------------------------------------- refinement
+
+
+def random_quadratics(n, p, seed=0):
+    """Return convex quadratics as (loss_and_gradient, minima)."""
+    generator = torch.Generator().manual_seed(seed)
+    minimum, root = (torch.randn(n, *shape, generator=generator, dtype=torch.float64) for shape in ((p,), (p, p)))
+    hessian = root @ root.mT + torch.eye(p, dtype=torch.float64)
+
+    def loss_and_gradient(rows, alpha):
+        gradient = (hessian[rows] @ (alpha - minimum[rows])[:, :, None])[:, :, 0]
+        return 0.5 * (gradient * (alpha - minimum[rows])).sum(dim=1), gradient
+
+    return loss_and_gradient, minimum
+
+
+def waves(rows, alpha):
+    """Many local minima."""
+    steep = alpha * (3 + rows[:, None])
+    return (steep.sin() + alpha.square()).sum(dim=1), (3 + rows[:, None]) * steep.cos() + 2 * alpha
+
+
+def ones(p):
+    return torch.ones(p, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, 6])
+def test_refine_finds_the_minima_of_quadratics(p):
+    quadratics, minimum = random_quadratics(40, p)
+    alpha, loss, n_iter, converged = refine(quadratics, torch.zeros_like(minimum), ones(p), max_iter=100, tol=1e-10)
+    torch.testing.assert_close(alpha, minimum, rtol=0, atol=1e-4)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-8)
+    assert converged.all()
+    assert (n_iter < 100).all()
+
+
+@pytest.mark.parametrize("max_iter", [0, 1, 2, 5, 30])
+def test_refine_is_never_worse_than_its_start(max_iter):
+    generator = torch.Generator().manual_seed(0)
+    start = 4 * torch.rand(50, 2, generator=generator, dtype=torch.float64) - 2
+    rows = torch.arange(50)
+    alpha, loss, n_iter, _ = refine(waves, start, ones(2), max_iter=max_iter, tol=1e-6)
+    before = waves(rows, start)[0]
+    assert (loss <= before).all()
+    assert torch.equal(loss, waves(rows, alpha)[0])
+    assert (n_iter <= max_iter).all()
+    assert (loss < before).any() == (max_iter > 0)
+
+
+def test_refine_without_iterations_returns_its_start():
+    quadratics, minimum = random_quadratics(5, 3)
+    start = minimum + 1
+    alpha, loss, n_iter, converged = refine(quadratics, start, ones(3), max_iter=0, tol=1e-3)
+    assert torch.equal(alpha, start)
+    assert torch.equal(loss, quadratics(torch.arange(5), start)[0])
+    assert not n_iter.any()
+    assert not converged.any()
+
+
+def test_refine_does_not_move_what_has_no_unit():
+    quadratics, minimum = random_quadratics(20, 4)
+    start = torch.ones_like(minimum)
+    unit = torch.tensor([1.0, 0.0, 0.15, 0.0], dtype=torch.float64)
+    alpha, loss, _, converged = refine(quadratics, start, unit, max_iter=100, tol=1e-10)
+    assert torch.equal(alpha[:, [1, 3]], start[:, [1, 3]])
+    _, gradient = quadratics(torch.arange(20), alpha)
+    torch.testing.assert_close(gradient[:, [0, 2]], torch.zeros(20, 2).double(), rtol=0, atol=1e-3)
+    assert converged.all()
+
+
+def test_refine_from_a_minimum_is_done_at_once():
+    quadratics, minimum = random_quadratics(5, 3)
+    alpha, loss, n_iter, converged = refine(quadratics, minimum, ones(3), max_iter=50, tol=1e-3)
+    assert torch.equal(alpha, minimum)
+    assert converged.all()
+    assert (n_iter == 1).all()
+
+
+def test_refine_only_evaluates_unfinished_rows():
+    quadratics, minimum = random_quadratics(10, 2)
+    start = torch.where(torch.arange(10)[:, None] < 5, minimum, minimum + 3)
+    asked = torch.zeros(10, dtype=torch.long)
+
+    def counting(rows, alpha):
+        asked[rows] += 1
+        return quadratics(rows, alpha)
+
+    _, _, n_iter, _ = refine(counting, start, ones(2), max_iter=50, tol=1e-8)
+    assert torch.equal(asked, n_iter + 1)
+    assert asked[:5].max() < asked[5:].min()
+
+
+@pytest.mark.parametrize("hole", [math.nan, math.inf])
+@pytest.mark.parametrize("gradient_too", [False, True])
+def test_refine_survives_trial_points_without_a_loss(hole, gradient_too):
+    quadratics, minimum = random_quadratics(30, 2)
+    minimum *= 0.3 / minimum.norm(dim=1, keepdim=True)
+    start = torch.zeros_like(minimum)
+    fell = torch.zeros(30, dtype=torch.bool)
+
+    def holed(rows, alpha):
+        loss, gradient = quadratics(rows, alpha)
+        outside = (alpha.norm(dim=1) > 0.35) & (rows % 2 == 0)
+        fell[rows] |= outside
+        loss = loss.masked_fill(outside, hole)
+        return loss, gradient.masked_fill(outside[:, None], hole) if gradient_too else gradient
+
+    alpha, loss, _, _ = refine(holed, start, ones(2), max_iter=100, tol=1e-10)
+    assert fell[::2].all()
+    torch.testing.assert_close(alpha, minimum, rtol=0, atol=1e-4)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-8)
+    whole, *_ = refine(quadratics, start, ones(2), max_iter=100, tol=1e-10)
+    assert torch.equal(alpha[1::2], whole[1::2])
+
+
+def test_refine_with_a_minimum_out_of_reach_stays_finite():
+    def walled(rows, alpha):
+        return torch.where(alpha[:, 0] < 1, -alpha[:, 0], math.nan), -torch.ones_like(alpha)
+
+    alpha, loss, _, _ = refine(walled, torch.zeros(3, 1).double(), ones(1), max_iter=60, tol=1e-6)
+    torch.testing.assert_close(alpha, torch.ones_like(alpha), rtol=0, atol=1e-3)
+    assert torch.equal(loss, -alpha[:, 0])
+
+
+# ---------------------------------------------------------------- align: an image alone and in company
+
+
+def assert_same_rows(part, whole, rows):
+    for name, values in part.arrays().items():
+        assert torch.equal(values, whole.arrays()[name][rows]), name
+
+
+@pytest.mark.parametrize("family", ["rotation", "affine"])
+@pytest.mark.parametrize(("network", "n"), [("mlp", 250), ("conv", 40)])
+def test_a_row_alone_is_the_row_in_a_batch_bit_for_bit(network, n, family, request):
+    model = avae(request.getfixturevalue(network), family)
+    images, _ = turned(digits(n=n), family)
+    settings = {"n_restarts": 8, "max_iter": 5}
+    whole = aligned(model, images, **settings)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    for rows in [*order[:4, None], order, order[:2], order[:7], order[:17], order[: n // 2 + 1]]:
+        assert_same_rows(aligned(model, images[rows], **settings), whole, rows)
+
+
+def test_the_batch_of_that_test_spans_several_blocks():
+    assert block_size(digits(n=1)) < 250 * 7
+
+
+# ---------------------------------------------------------------- align: what it finds
+
+
+@pytest.mark.parametrize("family", ["rotation", "rigid"])
+def test_the_pose_of_perturbed_digits_is_recovered(mlp, family):
+    originals = digits(n=200)
+    images, true = turned(originals, family)
+    model = avae(mlp, family)
+    n_restarts = 16 if family == "rotation" else 48
+    # A digit as it was written has a pose of its own; perturbing it comes on top.
+    own = aligned(model, originals, n_restarts).matrix
+    found = aligned(model, images, n_restarts, n_refine=3).matrix
+    error = (found - compose(to_matrix(true, family), own)).flatten(1).norm(dim=1)
+    unaligned = (identity_matrix(200, found) - compose(to_matrix(true, family), own)).flatten(1).norm(dim=1)
+    assert error.median() < 0.15 < unaligned.median()
+
+
+def test_aligning_closes_most_of_the_gap_to_upright_digits(mlp):
+    originals = digits(n=200)
+    images, _ = turned(originals)
+    model = avae(mlp)
+    result = aligned(model, images)
+    upright = aligned(model, originals).elbo_identity.mean()
+    closed = (result.elbo - result.elbo_identity).mean() / (upright - result.elbo_identity.mean())
+    assert closed > 0.8
+
+
+@every_family
+def test_result_is_consistent(mlp, family):
+    images, _ = turned(digits(n=30), family)
+    model = avae(mlp, family)
+    result = aligned(model, images, n_refine=3, max_iter=8)
+    n_params = len(FAMILIES[family])
+    assert result.hypotheses.shape == (30, 3, n_params)
+    assert torch.equal(result.hypotheses[:, 0], result.alpha)
+    assert torch.equal(result.hypothesis_elbo[:, 0], result.elbo)
+    torch.testing.assert_close(result.matrix, model.matrix(result.alpha, images))
+    with torch.no_grad():
+        torch.testing.assert_close(result.elbo_identity, model.elbo(images), rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(result.elbo, model.elbo(images, result.alpha), rtol=1e-4, atol=1e-2)
+    assert (result.n_iter <= 8).all()
+    assert result.converged.dtype == torch.bool
+    assert not result.matrix.requires_grad
+
+
+@every_family
+def test_hypotheses_come_best_first_and_beat_the_identity(mlp, family):
+    images, _ = turned(digits(n=30), family)
+    model = avae(mlp, family)
+    result = aligned(model, images, n_refine=4, max_iter=8)
+    prior = model.log_prior(result.hypotheses.flatten(0, 1)).view(30, 4)
+    score = result.hypothesis_elbo + prior
+    assert (score.diff(dim=1) <= 1e-3).all()
+    assert (score[:, 0] >= result.elbo_identity).all()
+    assert (score[:, 0] > result.elbo_identity).sum() > 20
+
+
+def test_more_restarts_and_longer_refinement_do_not_hurt(mlp):
+    images, _ = turned(digits(n=100))
+    model = avae(mlp)
+    cheap = aligned(model, images, 4, n_refine=4, max_iter=2).elbo
+    assert (aligned(model, images, 4, n_refine=4, max_iter=10).elbo >= cheap).all()
+    assert aligned(model, images, 16, n_refine=4, max_iter=2).elbo.mean() > cheap.mean()
+
+
+def test_a_prior_holds_the_pose_back(mlp):
+    images, _ = turned(digits(n=50), "rigid")
+    free = aligned(avae(mlp, "rigid", None), images, 32)
+    held = aligned(avae(mlp, "rigid", {"tx": 0.02, "ty": 0.02}), images, 32)
+    assert held.alpha[:, 1:].norm() < 0.5 * free.alpha[:, 1:].norm()
+
+
+@every_family
+def test_frozen_parameters_stay_at_exactly_zero(mlp, family):
+    name = FAMILIES[family][-1]
+    images, _ = turned(digits(n=10), family)
+    result = aligned(avae(mlp, family, {name: 0}), images, max_iter=5)
+    assert not result.alpha[:, -1].any()
+    assert result.alpha.any() == (len(FAMILIES[family]) > 1)
+
+
+def test_min_gain_keeps_the_identity_exactly(mlp):
+    images, _ = turned(digits(n=40))
+    model = avae(mlp)
+    free = aligned(model, images)
+    gain = free.elbo - free.elbo_identity
+    gated = aligned(model, images, min_gain=float(gain.median()))
+    stays = gain <= gain.median()
+    assert torch.equal(gated.alpha[~stays], free.alpha[~stays])
+    assert not gated.alpha[stays].any()
+    assert torch.equal(gated.matrix[stays], identity_matrix(int(stays.sum()), gated.matrix))
+    assert torch.equal(gated.elbo[stays], gated.elbo_identity[stays])
+    assert torch.equal(gated.hypotheses[stays, 1], free.hypotheses[stays, 0])
+
+
+@every_family
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_constant_images_stay_at_exactly_the_identity(network, family, request):
+    constant = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 1, 28, 28)
+    model = avae(request.getfixturevalue(network), family)
+    result = aligned(model, torch.cat([constant, digits(n=2)]), max_iter=5)
+    assert not result.alpha[:3].any()
+    assert torch.equal(result.matrix[:3], identity_matrix(3, result.matrix))
+    assert torch.equal(result.elbo[:3], result.elbo_identity[:3])
+
+
+# ---------------------------------------------------------------- align: manners
+
+
+def test_a_vae_in_training_mode_is_refused(conv):
+    training = copy.deepcopy(conv).train()
+    with pytest.raises(ValueError, match=r"must be in evaluation mode.*call vae\.eval\(\)"):
+        aligned(avae(training), digits(n=2))
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_nothing_in_the_model_or_the_images_changes(network, request):
+    vae = request.getfixturevalue(network)
+    before = copy.deepcopy(vae.state_dict())
+    images, _ = turned(digits(n=5))
+    pixels = images.clone()
+    random_state = torch.get_rng_state()
+    aligned(avae(vae), images, max_iter=5)
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
+    assert not vae.training
+    assert torch.equal(images, pixels)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_aligning_works_within_no_grad(mlp):
+    images, _ = turned(digits(n=5))
+    with torch.no_grad():
+        inside = aligned(avae(mlp), images)
+    assert torch.equal(inside.alpha, aligned(avae(mlp), images).alpha)
+
+
+# ---------------------------------------------------------------- the result
+
+
+def result_with(parameters, alpha):
+    n = len(alpha)
+    arrays = {
+        "matrix": np.tile(np.eye(2, 3), (n, 1, 1)),
+        "elbo": np.full(n, -80.0),
+        "elbo_identity": np.full(n, -100.0),
+        "n_iter": np.arange(n),
+        "converged": np.ones(n, dtype=bool),
+        "hypotheses": np.array(alpha)[:, None],
+        "hypothesis_elbo": np.full((n, 1), -80.0),
+    }
+    return AlignmentResult(alpha=np.array(alpha), **arrays, parameters=parameters, image_shape=(20, 40))
+
+
+def test_to_frame_is_in_degrees_factors_and_pixels():
+    frame = result_with(FAMILIES["affine"], [[math.pi / 2, math.log(2), math.log(0.5), 0.3, 0.5, -0.1]]).to_frame()
+    expected = {"angle_deg": 90, "scale_x": 2, "scale_y": 0.5, "shear": 0.3, "tx_px": 10, "ty_px": -1}
+    assert frame.iloc[0].to_dict() == pytest.approx(
+        expected | {"elbo": -80, "gain": 20, "n_iter": 0, "converged": True}
+    )
+
+
+@every_family
+def test_to_frame_names_every_parameter_once(family):
+    names = FAMILIES[family]
+    frame = result_with(names, np.zeros((3, len(names)))).to_frame()
+    assert frame.shape == (3, len(names) + 4)
+    assert frame.columns.is_unique
+
+
+def test_to_frame_of_a_single_scale():
+    frame = result_with(FAMILIES["similarity"], [[0.0, math.log(3), 0.0, 0.0]]).to_frame()
+    assert frame["scale"].tolist() == pytest.approx([3.0])
+
+
+def test_arrays_are_the_per_image_fields():
+    result = result_with(("angle",), [[0.1], [0.2]])
+    arrays = result.arrays()
+    assert {"alpha", "matrix", "elbo", "elbo_identity", "n_iter", "converged"} < set(arrays)
+    assert all(len(values) == 2 for values in arrays.values())
+
+
+def test_result_is_frozen():
+    with pytest.raises(AttributeError):
+        result_with(("angle",), [[0.1]]).alpha = None

@@ -1,0 +1,273 @@
+"""Training: batches, the loss, the history, and what goes wrong on the way."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from sk_avae import AVAEEstimator
+from sk_avae.alignment import AVAE
+from sk_avae.datasets import load_mnist_sample
+from sk_avae.likelihoods import Bernoulli, Gaussian
+from sk_avae.net import TensorBatches, train
+from sk_avae.vae import MLPVAE, ConvVAE
+
+SHAPE = (1, 28, 28)
+
+
+def digits(n=500):
+    X, _ = load_mnist_sample("train")
+    return torch.tensor(X[:n].reshape(n, *SHAPE) / 255.0).float()
+
+
+def small_vae(module=MLPVAE, **settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return module(SHAPE, 4, **settings)
+
+
+def small_mlp():
+    return small_vae(hidden_layer_sizes=(32,))
+
+
+def trained(vae, images, likelihood=None, **settings):
+    defaults = {
+        "validation_images": None,
+        "background": torch.zeros(1),
+        "family": "rotation",
+        "latent_size": 4,
+        "max_epochs": 3,
+        "batch_size": 64,
+        "lr": 2e-3,
+        "weight_decay": 0.0,
+        "patience": None,
+        "callbacks": [],
+        "generator": torch.Generator().manual_seed(0),
+        "device": torch.device("cpu"),
+        "verbose": 0,
+    }
+    return train(vae, likelihood or Bernoulli(), images, **defaults | settings)
+
+
+def mean_loss(vae, images, likelihood=None):
+    model = AVAE(vae.eval(), likelihood or Bernoulli(), "rotation", torch.zeros(1), scale=(1.0,))
+    with torch.no_grad():
+        return -float(model.elbo(images).mean())
+
+
+# ---------------------------------------------------------------- batches
+
+
+def numbered(n, batch_size, seed=None):
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return TensorBatches(TensorDataset(torch.arange(n)[:, None]), batch_size, generator)
+
+
+def epoch(batches):
+    return torch.cat([images[:, 0] for images, _ in batches]).tolist()
+
+
+@pytest.mark.parametrize(("n", "batch_size", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 10, [3]), (1, 1, [1])])
+def test_an_epoch_covers_each_row_once(n, batch_size, sizes):
+    batches = numbered(n, batch_size, seed=0)
+    assert [len(images) for images, _ in batches] == sizes
+    assert len(batches) == len(sizes)
+    assert sorted(epoch(batches)) == list(range(n))
+
+
+def test_epochs_are_shuffled_anew_and_repeat_with_the_generator():
+    batches, again = numbered(50, 7, seed=0), numbered(50, 7, seed=0)
+    first, second = epoch(batches), epoch(batches)
+    assert first != second
+    assert [epoch(again), epoch(again)] == [first, second]
+    assert epoch(numbered(50, 7, seed=1)) != first
+
+
+def test_without_a_generator_the_order_stays():
+    batches = numbered(50, 7)
+    assert epoch(batches) == epoch(batches) == list(range(50))
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("vae", [small_mlp(), small_vae(ConvVAE)], ids=["mlp", "conv"])
+def test_training_lowers_the_loss(vae):
+    images = digits(256)
+    vae = copy.deepcopy(vae)
+    before = mean_loss(vae, images)
+    history = trained(vae, images)
+    losses = [row["train_loss"] for row in history]
+    assert losses == sorted(losses, reverse=True)
+    assert mean_loss(vae, images) < 0.8 * before
+
+
+def test_the_learned_pixel_scale_is_trained_along():
+    likelihood = Gaussian()
+    before = likelihood.log_scale.item()
+    trained(small_mlp(), digits(), likelihood)
+    assert abs(likelihood.log_scale.item() - before) > 1e-3
+
+
+def test_history_has_a_row_per_epoch():
+    history = trained(small_mlp(), digits(), max_epochs=3)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert all(set(row) == {"epoch", "train_loss"} for row in history)
+    assert all(type(value) is float for row in history for value in row.values())
+
+
+def test_held_out_images_are_reported_at_the_posterior_mean():
+    images, held_out = digits(600).split([500, 100])
+    vae = small_mlp()
+    history = trained(vae, images, validation_images=held_out)
+    assert all(set(row) == {"epoch", "train_loss", "valid_loss"} for row in history)
+    assert history[-1]["valid_loss"] == pytest.approx(mean_loss(vae, held_out), rel=1e-5)
+
+
+def test_held_out_images_do_not_change_training():
+    images, held_out = digits(600).split([500, 100])
+    alone, watched = small_vae(ConvVAE), small_vae(ConvVAE)
+    trained(alone, images, max_epochs=1)
+    trained(watched, images, max_epochs=1, validation_images=held_out)
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, watched.state_dict()[name]), name
+
+
+def test_train_loss_is_the_mean_over_images_not_over_batches():
+    # No learning: 64 + 64 + 2 images, whose losses must not weigh the last two images like the others.
+    images = torch.cat([torch.zeros(128, *SHAPE), torch.ones(2, *SHAPE)])
+    vae = small_mlp()
+    nn.init.constant_(vae.decoder[-1].bias, -5.0)
+    expected = mean_loss(vae, images)
+    history = trained(vae, images, lr=1e-12, max_epochs=1, validation_images=images)
+    assert history[0]["valid_loss"] == pytest.approx(expected, rel=1e-4)
+    assert history[0]["train_loss"] == pytest.approx(expected, rel=0.05)
+
+
+def test_training_repeats_with_its_generator():
+    images = digits()
+    runs = [trained(small_mlp(), images, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_training_reads_its_images_only():
+    images = digits()
+    before = images.clone()
+    trained(small_mlp(), images)
+    assert torch.equal(images, before)
+
+
+def test_verbose_prints_a_line_per_epoch(capsys):
+    trained(small_mlp(), digits(), max_epochs=2)
+    assert capsys.readouterr().out == ""
+    trained(small_mlp(), digits(), max_epochs=2, verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.split()[0].isdigit()] == ["1", "2"]
+
+
+# ---------------------------------------------------------------- early stopping
+
+
+def stopped_early(likelihood=None):
+    """Overfit 40 digits; return the network, the held-out digits and the history."""
+    images, held_out = digits(240).split([40, 200])
+    vae = small_mlp()
+    history = trained(
+        vae, images, likelihood, validation_images=held_out, max_epochs=300, batch_size=40, lr=2e-2, patience=3
+    )
+    return vae, held_out, history
+
+
+def test_early_stopping_stops_after_as_many_epochs_without_progress():
+    _, _, history = stopped_early()
+    assert len(history) < 300
+    losses = [row["valid_loss"] for row in history]
+    assert len(history) - 1 - int(np.argmin(losses)) == 3
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian()], ids=["bernoulli", "learned scale"])
+def test_early_stopping_brings_the_best_weights_back(likelihood):
+    likelihood = copy.deepcopy(likelihood)
+    vae, held_out, history = stopped_early(likelihood)
+    losses = [row["valid_loss"] for row in history]
+    assert losses[-1] > min(losses)
+    assert mean_loss(vae, held_out, likelihood) == pytest.approx(min(losses), rel=1e-5)
+
+
+# ---------------------------------------------------------------- callbacks and interruptions
+
+
+class Counting(Callback):
+    def __init__(self):
+        self.epochs = 0
+        self.nets = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.epochs += 1
+        self.nets.append(net)
+        Counting.last = self
+
+
+class Interrupting(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_callbacks_are_called_but_copied():
+    named, plain = Counting(), Counting()
+    callbacks = [("named", named), plain]
+    trained(small_mlp(), digits(), max_epochs=2, callbacks=callbacks)
+    assert Counting.last.epochs == 2
+    for original in (named, plain):
+        assert vars(original) == {"epochs": 0, "nets": []}
+    assert callbacks == [("named", named), plain]
+
+
+def test_ctrl_c_is_raised():
+    with pytest.raises(KeyboardInterrupt):
+        trained(small_mlp(), digits(), callbacks=[Interrupting()])
+
+
+def test_ctrl_c_is_raised_with_early_stopping_too():
+    with pytest.raises(KeyboardInterrupt):
+        trained(small_mlp(), digits(), callbacks=[Interrupting()], patience=2, validation_images=digits(50))
+
+
+def test_divergence_names_the_learning_rate():
+    with pytest.raises(ValueError, match=r"training diverged\. Lower lr \(now 1e\+08\)"):
+        trained(small_mlp(), digits(), lr=1e8)
+
+
+# ---------------------------------------------------------------- global random states
+
+
+class Dropping(MLPVAE):
+    """A module that draws from torch's global generator while it trains."""
+
+    def encode(self, x):
+        return super().encode(nn.functional.dropout(x, training=self.training))
+
+
+@pytest.mark.parametrize("module", ["mlp", Dropping])
+def test_fit_leaves_the_global_random_states_alone(module):
+    X, _ = load_mnist_sample("train")
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    avae = AVAEEstimator(4, module=module, hidden_layer_sizes=(16,), max_epochs=1, validation_fraction=0.1)
+    avae.fit(X[:300])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_fit_repeats_with_its_random_state_whatever_the_global_one():
+    X, _ = load_mnist_sample("train")
+    losses = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            losses.append(AVAEEstimator(4, module=Dropping, max_epochs=1, random_state=3).fit(X[:300]).history_)
+    assert losses[0] == losses[1]

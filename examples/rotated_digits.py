@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -37,15 +38,14 @@ def angle_errors(found, true):
 def fit_models(X, y):
     """Fit the aligner, and each classifier plain and behind the canonicalizer."""
     avae = AVAEEstimator(max_epochs=100, batch_size=128, random_state=0).fit(X)
-    classifiers = {
-        "LogisticRegression": LogisticRegression(C=0.05, max_iter=200),
-        "kNN (3 neighbours)": KNeighborsClassifier(3),
-    }
     canonicalizer = AffineCanonicalizer(FrozenEstimator(avae))
-    plain = {name: classifier.fit(X, y) for name, classifier in classifiers.items()}
-    robust = {
-        name: make_pipeline(canonicalizer, type(c)(**c.get_params())).fit(X, y) for name, c in classifiers.items()
-    }
+    plain, robust = {}, {}
+    for name, classifier in (
+        ("LogisticRegression", LogisticRegression(C=0.05, max_iter=200)),
+        ("kNN (3 neighbours)", KNeighborsClassifier(3)),
+    ):
+        plain[name] = clone(classifier).fit(X, y)
+        robust[name] = make_pipeline(canonicalizer, clone(classifier)).fit(X, y)
     return avae, plain, robust
 
 

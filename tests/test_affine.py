@@ -268,7 +268,11 @@ def test_what_comes_from_outside_is_background():
 
 @pytest.mark.parametrize(
     ("padding", "expected"),
-    [("background", [7.0, 8.0, 9.0, -1.0, -1.0]), ("border", [7.0, 8.0, 9.0, 9.0, 9.0]), ("reflect", [7.0, 8.0, 9.0, 9.0, 8.0])],
+    [
+        ("background", [7.0, 8.0, 9.0, -1.0, -1.0]),
+        ("border", [7.0, 8.0, 9.0, 9.0, 9.0]),
+        ("reflect", [7.0, 8.0, 9.0, 9.0, 8.0]),
+    ],
 )
 def test_padding_modes(padding, expected):
     ramp = torch.arange(10.0).expand(1, 1, HEIGHT, WIDTH)
@@ -363,9 +367,7 @@ def test_wrong_number_of_columns_is_refused(family):
             to_matrix(alpha, family)
 
 
-@pytest.mark.parametrize(
-    "linear", [[[1.0, 0.0], [0.0, -1.0]], [[1.0, 2.0], [0.5, 1.0]], [[math.nan, 0.0], [0.0, 1.0]]]
-)
+@pytest.mark.parametrize("linear", [[[1.0, 0.0], [0.0, -1.0]], [[1.0, 2.0], [0.5, 1.0]], [[math.nan, 0.0], [0.0, 1.0]]])
 def test_reflections_and_singular_matrices_have_no_alpha(linear):
     good = torch.eye(2, 3)
     bad = torch.cat([torch.tensor(linear), torch.zeros(2, 1)], dim=1)

@@ -43,9 +43,9 @@ def test_sample_has_its_digits_upright_and_its_labels_right():
     means = np.stack([X[y == digit].mean(axis=0) for digit in range(10)])
     nearest = np.linalg.norm(X_test[:, None] - means, axis=2).argmin(axis=1)
     assert np.mean(nearest == y_test) > 0.75
-    # A 7 has its bar on top, whichever way the array is read.
-    seven = means[7].reshape(28, 28)
-    assert seven[:14].sum() > 1.3 * seven[14:].sum()
+    # A 7 has its bar on top: turned it has not.
+    ink_per_row = means[7].reshape(28, 28).sum(axis=1)
+    assert ink_per_row[5:11].sum() > 1.5 * ink_per_row[17:23].sum()
 
 
 def test_sample_belongs_to_its_caller():
@@ -126,9 +126,7 @@ def test_undoing_the_true_pose_gives_the_original(family):
     undone = warp(torch.tensor(X_perturbed)[:, None], matrix, interpolation="bicubic")[:, 0].numpy()
     # The middle is in the frame whatever the turn.
     middle = (slice(None), slice(6, 18), slice(8, 20))
-    error = np.abs(undone - X)[middle].mean()
-    assert error < 12
-    assert error < 0.25 * np.abs(X_perturbed - X)[middle].mean() or family == "translation"
+    assert np.abs(undone - X)[middle].mean() < 0.25 * np.abs(X_perturbed - X)[middle].mean()
 
 
 MARKERS = {
@@ -276,7 +274,9 @@ def test_truncated_files_are_named(tmp_path, mnist, n_bytes):
         fetch_mnist(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"<html>Not found</html>", b"\0\0\x0d\x03" + bytes(12), b"\0\0\x08\x02" + bytes(8)])
+@pytest.mark.parametrize(
+    "content", [b"<html>Not found</html>", b"\0\0\x0d\x03" + bytes(12), b"\0\0\x08\x02" + bytes(8)]
+)
 def test_garbage_is_named(tmp_path, mnist, content):
     write(tmp_path, *mnist)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(content)
@@ -284,7 +284,7 @@ def test_garbage_is_named(tmp_path, mnist, content):
         fetch_mnist(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"<html>Not found</html>"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda _: b"<html>"])
 def test_damaged_gzip_files_are_named(tmp_path, mnist, damage):
     write(tmp_path, *mnist, zipped=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -297,7 +297,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, mnist):
     images, labels = mnist
     for pair in [(images, labels[:-1]), (labels, labels), (images, images)]:
         write(tmp_path, *pair)
-        with pytest.raises(ValueError, match="has images of shape .* but labels of shape"):
+        with pytest.raises(ValueError, match=r"has images of shape .* but labels of shape"):
             fetch_mnist(tmp_path)
 
 

@@ -119,7 +119,7 @@ def test_building_from_an_instance_copies_it():
 
 
 def test_arrays_of_another_network_are_refused():
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         rebuild(RECIPES["mlp"], to_arrays(build(RECIPES["conv"])), CPU)
 
 

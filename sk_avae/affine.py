@@ -46,7 +46,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 _PADDING_MODES = {"background": "zeros", "border": "border", "reflect": "reflection"}
 
-_SMALLEST_DETERMINANT = 1e-12
+_SMALLEST_DETERMINANT = 1e-30
 
 
 def parameters_of(family: str) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def from_matrix(matrix: Tensor, family: str = "affine", *, aspect: float = 1.0) 
     Returns
     -------
     alpha : Tensor of shape (n, n_params)
-        Angles in (-pi, pi].
+        Angles in [-pi, pi].
 
     Raises
     ------
@@ -226,9 +226,10 @@ def edge_median(images: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     inner = torch.zeros(height, width, dtype=torch.bool, device=images.device)
-    inner[1:-1, 1:-1] = True
-    if height == 1:
-        inner[:, 1:-1] = True
+    # A single row (or column) has its edge at its two ends.
+    inner[slice(1, -1) if height > 1 else slice(None), slice(1, -1) if width > 1 else slice(None)] = True
+    if height == width == 1:
+        inner[:] = False
     return images[:, :, ~inner].transpose(0, 1).flatten(1).median(dim=1).values
 
 
@@ -259,6 +260,11 @@ def warp(
     -------
     warped : Tensor of shape (n, n_channels, height, width)
 
+    Raises
+    ------
+    ValueError
+        If `interpolation` or `padding` is unknown.
+
     References
     ----------
     Jaderberg et al. (2015), "Spatial Transformer Networks", equations 1 and 5.
@@ -269,6 +275,10 @@ def warp(
     >>> warp(right, torch.tensor([[[1.0, 0.0, 2 / 3], [0.0, 1.0, 0.0]]]))[0, 0, 0].round()
     tensor([1., 0., 0.])
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
+    if padding not in _PADDING_MODES:
+        raise ValueError(f"padding must be one of {list(_PADDING_MODES)}, got {padding!r}.")
     if isinstance(background, Tensor):
         background = background.view(1, -1, 1, 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)

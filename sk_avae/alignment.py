@@ -262,7 +262,7 @@ class AlignmentResult:
     converged : ndarray of shape (n_samples,)
         Whether the refinement of the best hypothesis converged.
     hypotheses : ndarray of shape (n_samples, n_hypotheses, n_params)
-        Refined poses, best first (by ELBO plus log prior).
+        Refined poses, best first (by ELBO plus log prior); an image that stays put has the identity before them.
     hypothesis_elbo : ndarray of shape (n_samples, n_hypotheses)
         Their ELBO.
     parameters : tuple of str
@@ -386,14 +386,16 @@ def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
     """
     flat = matrices.flatten(1)
     near = (flat[:, None] - flat[None]).norm(dim=2) < _SAME_BASIN
-    span = scores.max() - scores.min() + 1
-    scores = scores.clone()
+    n_restarts = len(matrices)
+    # Ranks are pushed back, not scores: exact whatever the scores are, and nothing of one image reaches another.
+    best_first = scores.nan_to_num(nan=-math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = best_first.argsort(dim=1)
     chosen = []
-    for _ in range(min(k, len(matrices))):
-        best = scores.argmax(dim=1)
+    for _ in range(min(k, n_restarts)):
+        best = rank.argmin(dim=1)
         chosen.append(best)
-        scores = scores - span * near[best]
-        scores.scatter_(1, best[:, None], -math.inf)
+        rank = rank + n_restarts * near[best]
+        rank.scatter_(1, best[:, None], n_restarts * (k + 2))
     return torch.stack(chosen, dim=1)
 
 
@@ -609,7 +611,7 @@ def align(
     """
     if model.vae.training:
         raise ValueError("The VAE must be in evaluation mode while images are aligned: call vae.eval().")
-    elbo_identity = in_blocks(model.elbo, block_size(images), images)
+    elbo_identity = in_blocks(model.elbo, block_size(images), images).nan_to_num(nan=-math.inf)
     scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[1:])], dim=1)
     chosen = distinct_best(scores, model.matrix(restarts, images), n_refine)
     k = chosen.shape[1]
@@ -625,6 +627,7 @@ def align(
         max_iter=max_iter if bool(unit.any()) else 0,
         tol=tol,
     )
+    loss = loss.nan_to_num(nan=math.inf)
     elbo = (-loss - model.log_prior(alpha)).view(-1, k)
     alpha = wrap_angle(alpha, model.family).view(-1, k, alpha.shape[1])
     order = (-loss).view(-1, k).argsort(dim=1, descending=True, stable=True)
@@ -654,8 +657,8 @@ def _gated(
     min_gain: float,
 ) -> AlignmentResult:
     """Assemble the result; an image that gains too little, or is constant, keeps the identity exactly."""
-    flat = images.flatten(1)
-    constant = (flat == flat[:, :1]).all(dim=1)
+    channels = images.flatten(2)
+    constant = (channels == channels[:, :, :1]).flatten(1).all(dim=1)
     stays = ~(gain > min_gain) | constant
     identity_first = torch.cat([torch.zeros_like(alpha[:, :1]), alpha[:, :-1]], dim=1)
     alpha = torch.where(stays[:, None, None], identity_first, alpha)

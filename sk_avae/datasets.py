@@ -7,6 +7,7 @@ import gzip
 import math
 import os
 import secrets
+import zlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -80,16 +81,21 @@ def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     plain, zipped = folder / name, folder / f"{name}.gz"
     if not plain.exists() and not zipped.exists():
         raise FileNotFoundError(f"{folder} has neither {plain.name} nor {zipped.name}.")
-    content = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
     path = plain if plain.exists() else zipped
+    try:
+        content = path.read_bytes() if path is plain else gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or no gzip file ({error}).") from error
     n_dims = content[3] if len(content) > 3 else 0
     if content[:3] != b"\x00\x00\x08" or n_dims not in (1, 3):
         raise ValueError(f"{path} is no IDX file of images or labels (unsigned bytes in 1 or 3 dimensions).")
     start = 4 + 4 * n_dims
+    if len(content) < start:
+        raise ValueError(f"{path} is no IDX file: its header is truncated.")
     shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(content) - start != math.prod(shape) or len(shape) != n_dims:
+    if len(content) - start != math.prod(shape):
         raise ValueError(f"{path} announces {shape} values, but holds {len(content) - start} bytes of them.")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
 def fetch_mnist(
@@ -121,7 +127,7 @@ def fetch_mnist(
     """
     _check_subset(subset)
     data_home = data_home or os.environ.get("SK_AVAE_DATA")
-    if data_home is None:
+    if not data_home:
         return _fetch_openml(subset)
     folder, prefix = Path(data_home), _SUBSETS[subset]
     images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
@@ -205,6 +211,8 @@ def make_perturbed(
         raise ValueError(f"ranges names {unknown}, but the family {family!r} has {list(parameters)}.")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
+    if isinstance(background, str) and background != "auto":
+        raise ValueError(f"background must be a number or 'auto', got {background!r}.")
     images = check_array(X, dtype="numeric", allow_nd=True)
     height, width, channels = _stack_shape(images, image_shape)
     # None must not draw from numpy's global state.

@@ -14,18 +14,44 @@ Bidart & Wong (2019), equation 1.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Logit of a background pixel that is exactly 0 or 1: a probability of about 3e-4 of being wrong.
 _LARGEST_LOGIT = 8.0
 
 
+def _sigmoid(logits: Tensor) -> Tensor:
+    """Return the probabilities of log-odds.
+
+    By way of tanh: `torch.sigmoid` rounds differently at the end of a block, so that an image's last bits would
+    depend on how many others are in it.
+    """
+    return 0.5 * (1 + torch.tanh(0.5 * logits))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of logits, per pixel, with a gradient that does not depend on the place in the block."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, images: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, images)
+        return F.binary_cross_entropy_with_logits(logits, images, reduction="none")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, images = ctx.saved_tensors
+        return (_sigmoid(logits) - images) * gradient, None
+
+
 def _logit(probability: Tensor) -> Tensor:
     """Return the log-odds of probabilities, bounded so that a certain background stays finite."""
-    return torch.logit(probability.double()).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT).to(probability.dtype)
+    return torch.logit(probability.double().clamp(0, 1)).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT).to(probability.dtype)
 
 
 class Bernoulli(nn.Module):
@@ -46,12 +72,12 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, images: Tensor, parameters: Tensor) -> Tensor:
         """Return the log-probability of each image, summed over pixels, in nats, of shape (n,)."""
-        loss = F.binary_cross_entropy_with_logits(parameters, images, reduction="none")
+        loss: Tensor = _CrossEntropy.apply(parameters, images)  # type: ignore[no-untyped-call]
         return -loss.flatten(1).sum(dim=1)
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the expected image."""
-        return parameters.sigmoid()
+        return _sigmoid(parameters)
 
     def fill(self, background: Tensor) -> Tensor:
         """Return the parameters, of shape (n_channels,), of pixels that show the background."""
@@ -109,7 +135,7 @@ class Gaussian(nn.Module):
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the expected image."""
-        return parameters.sigmoid() if self.mean_link == "sigmoid" else parameters
+        return _sigmoid(parameters) if self.mean_link == "sigmoid" else parameters
 
     def fill(self, background: Tensor) -> Tensor:
         """Return the parameters, of shape (n_channels,), of pixels that show the background."""

@@ -11,6 +11,7 @@ Kingma & Welling (2013), "Auto-Encoding Variational Bayes", algorithm 1 (one sam
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -106,15 +107,42 @@ class AVAENet(NeuralNet):
             return {"loss": -self._model().elbo(images).mean(), "y_pred": None}
 
 
+def _divergence(net: AVAENet, what: str) -> ValueError:
+    return ValueError(
+        f"Training diverged: {what} is no longer a finite number in epoch {len(net.history)}. "
+        f"Lower lr (now {net.lr:g}) or check the range of the pixels."
+    )
+
+
 class _StopOnDivergence(Callback):
     """Raise when the loss is no longer a number: every later weight would be one neither."""
 
     def on_batch_end(self, net: AVAENet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         if not math.isfinite(kwargs["loss"]):
-            raise ValueError(
-                f"The loss became {float(kwargs['loss'])} in epoch {len(net.history)}: training diverged. "
-                f"Lower lr (now {net.lr:g}) or check the range of the pixels."
-            )
+            raise _divergence(net, "the loss")
+
+
+class _StopTrainingError(Exception):
+    """Ends training early; skorch's own signal is KeyboardInterrupt, which is the user's here."""
+
+
+class _BestWeights(EarlyStopping):
+    """Stop when the held-out loss no longer falls, and bring the best weights back, the likelihood's too."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(patience=patience, threshold=0, threshold_mode="abs", load_best=True, sink=lambda _: None)
+
+    def on_epoch_end(self, net: AVAENet, **kwargs: Any) -> None:
+        try:
+            super().on_epoch_end(net, **kwargs)
+        except KeyboardInterrupt:
+            raise _StopTrainingError from None
+        if self.misses_ == 0:
+            self.best_likelihood_ = copy.deepcopy(net.criterion_.state_dict())
+
+    def on_train_end(self, net: AVAENet, **kwargs: Any) -> None:
+        super().on_train_end(net, **kwargs)
+        net.criterion_.load_state_dict(self.best_likelihood_)
 
 
 def train(
@@ -172,12 +200,12 @@ def train(
     Raises
     ------
     ValueError
-        If the loss becomes infinite or not a number.
+        If the loss or a weight becomes infinite or not a number.
     """
     n_steps = max_epochs * -(-len(images) // batch_size)
     own: list[Any] = [LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch", event_name=None)]
     if patience is not None:
-        own.append(EarlyStopping(patience=patience, load_best=True, sink=lambda _: None))
+        own.append(_BestWeights(patience=patience))
     if verbose:
         own += [EpochTimer(), PrintLog()]
     net = AVAENet(
@@ -204,7 +232,10 @@ def train(
     # What NeuralNet.fit does, less its catching of KeyboardInterrupt.
     net.initialize()
     net.notify("on_train_begin", X=images)
-    net.fit_loop(TensorDataset(images))
+    with suppress(_StopTrainingError):
+        net.fit_loop(TensorDataset(images))
     net.notify("on_train_end", X=images)
+    if not all(tensor.isfinite().all() for tensor in (*vae.parameters(), *likelihood.parameters())):
+        raise _divergence(net, "a weight")
     kept = ("epoch", "train_loss", "valid_loss")
     return [{name: float(epoch[name]) for name in kept if name in epoch} for epoch in net.history]

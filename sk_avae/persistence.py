@@ -24,6 +24,7 @@ def from_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]], device: t
 
 def freeze(module: nn.Module, device: torch.device) -> nn.Module:
     """Put a module into evaluation mode on `device`, its parameters without gradients."""
+    module.zero_grad(set_to_none=True)
     return module.to(device).eval().requires_grad_(False)
 
 

@@ -1,0 +1,239 @@
+r"""Starting poses: a shared low-discrepancy table, and proposals from each image's own moments.
+
+The search for a pose is decided by where it starts. Two sources are interleaved, in a fixed order, so that the first k
+starts of a longer list are the list of k:
+
+- a Halton table around the identity, the same for every image: the identity first, then the half and the quarter
+  turns, then ever finer rings of angles with the other parameters spread around 0;
+- for families that can shift or scale, poses that give an image the centroid and the second moments of a typical
+  training image, turned by a ring of angles. With ink ``w``, centroid ``c`` and covariance ``C`` of the image and
+  :math:`\bar c, \bar C` of the training images, :math:`L \bar C L^T = C` is solved by
+  :math:`L = C^{1/2} R(\theta) \bar C^{-1/2}` (whitening) for every angle, and up to a scale by
+  :math:`L = (|C| / |\bar C|)^{1/4} R(\theta)`; then :math:`t = c - L \bar c`.
+
+References
+----------
+Halton (1960), "On the efficiency of certain quasi-random sequences of points"; Hu (1962), "Visual pattern recognition
+by moment invariants".
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .affine import AFFINE_PARAMETERS, from_matrix, parameters_of
+
+# How far the table reaches to either side of the identity.
+_REACH = {
+    "angle": math.pi,
+    "log_scale": 0.5,
+    "log_scale_x": 0.5,
+    "log_scale_y": 0.5,
+    "shear": 0.5,
+    "tx": 0.3,
+    "ty": 0.3,
+}
+
+# What a moment proposal may ask for: ink in a single row has no second moment to scale to.
+_LARGEST_PROPOSAL = 1.5
+
+_PRIMES = (2, 3, 5, 7, 11, 13)
+_N_PURE_TURNS = 4
+
+
+class Moments(NamedTuple):
+    """Centroid, of shape (n, 2), and covariance, of shape (n, 2, 2), of the ink of images, in half heights."""
+
+    centroid: Tensor
+    covariance: Tensor
+
+
+def radical_inverse(index: int, base: int) -> float:
+    """Mirror the digits of `index` at the point: the van der Corput sequence.
+
+    Examples
+    --------
+    >>> [radical_inverse(i, 2) for i in range(4)]
+    [0.0, 0.5, 0.25, 0.75]
+    """
+    value, weight = 0.0, 1.0 / base
+    while index:
+        index, digit = divmod(index, base)
+        value += digit * weight
+        weight /= base
+    return value
+
+
+def _centred(index: int, base: int) -> float:
+    """Return the van der Corput sequence in [-0.5, 0.5), beginning at 0."""
+    return (radical_inverse(index, base) + 0.5) % 1.0 - 0.5
+
+
+def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Tensor:
+    """Return the starting poses that every image is screened at.
+
+    Parameters
+    ----------
+    n_restarts : int
+        Number of rows. A family whose parameters are all frozen has the identity alone.
+    family : str
+        The family whose parameters the columns are.
+    scale : tuple of float
+        The prior's standard deviations; columns of frozen parameters (0) are 0.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n_restarts, n_params)
+
+    Examples
+    --------
+    >>> restart_table(4, "rotation", (float("inf"),)).rad2deg().flatten()
+    tensor([   0., -180.,   90.,  -90.])
+    """
+    names = parameters_of(family)
+    free = [s > 0 for s in scale]
+    if not any(free):
+        return torch.zeros(1, len(names))
+    n_pure_turns = _N_PURE_TURNS if free[0] else 1
+    rows = []
+    for i in range(n_restarts):
+        row = []
+        for name, base, is_free in zip(names, _PRIMES, free, strict=False):
+            varies = is_free and (name == "angle" or i >= n_pure_turns)
+            row.append(2 * _REACH[name] * _centred(i, base) if varies else 0.0)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def moments(images: Tensor, background: Tensor) -> Moments:
+    """Return the moments of the ink: of whatever differs from the background.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, n_channels, height, width)
+    background : Tensor of shape (n_channels,)
+
+    Returns
+    -------
+    moments : Moments
+        A constant image has its ink spread evenly.
+    """
+    ink = (images - background.view(1, -1, 1, 1)).abs().sum(dim=1)
+    n, height, width = ink.shape
+    ink = ink + 1e-6
+    y = ((torch.arange(height, device=ink.device) + 0.5) * 2 / height - 1).to(ink)
+    x = ((torch.arange(width, device=ink.device) + 0.5) * 2 / width - 1).to(ink) * (width / height)
+    share_x, share_y = ink.sum(dim=1), ink.sum(dim=2)
+    total = share_x.sum(dim=1)
+    mean_x, mean_y = (share_x * x).sum(dim=1) / total, (share_y * y).sum(dim=1) / total
+    var_x = (share_x * x.square()).sum(dim=1) / total - mean_x.square()
+    var_y = (share_y * y.square()).sum(dim=1) / total - mean_y.square()
+    cov = ((ink * x).sum(dim=2) * y).sum(dim=1) / total - mean_x * mean_y
+    covariance = torch.stack([var_x, cov, cov, var_y], dim=1).view(n, 2, 2)
+    return Moments(torch.stack([mean_x, mean_y], dim=1), covariance)
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    """Return the symmetric square root of covariances of shape (n, 2, 2), in closed form."""
+    identity = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
+    # No thinner than a hundredth of the half height: a single line of ink still has a root that can be inverted.
+    covariance = covariance + 1e-4 * identity
+    determinant = covariance[:, 0, 0] * covariance[:, 1, 1] - covariance[:, 0, 1].square()
+    root = determinant.clamp(min=1e-12).sqrt()[:, None, None]
+    trace = (covariance[:, 0, 0] + covariance[:, 1, 1])[:, None, None]
+    return (covariance + root * identity) / (trace + 2 * root).sqrt()
+
+
+def moment_proposals(
+    images: Tensor, background: Tensor, typical: Moments, n_proposals: int, family: str, scale: tuple[float, ...]
+) -> Tensor:
+    """Return poses that give each image the moments of a typical training image.
+
+    Whitening and one common scale take turns, each over a ring of angles that grows ever finer.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, n_channels, height, width)
+    background : Tensor of shape (n_channels,)
+    typical : Moments
+        Of the training images, with n = 1.
+    n_proposals : int
+    family : str
+    scale : tuple of float
+        The prior's standard deviations; columns of frozen parameters (0) are 0.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_proposals, n_params)
+    """
+    found = moments(images, background)
+    n, aspect = len(images), images.shape[3] / images.shape[2]
+    root, typical_root = _square_root(found.covariance), _square_root(typical.covariance)
+    common = (torch.linalg.det(root) / torch.linalg.det(typical_root)).sqrt()[:, None, None]
+    back = torch.linalg.inv(typical_root)
+    proposals = []
+    for i in range(n_proposals):
+        turn = _rotation(2 * math.pi * _centred(i // 2, 2), root)
+        linear = root @ turn @ back if i % 2 else common * turn
+        shift = found.centroid - (linear @ typical.centroid[:, :, None])[:, :, 0]
+        proposals.append(_pose(linear, shift, family, aspect))
+    alpha = torch.stack(proposals, dim=1) if proposals else images.new_zeros(n, 0, len(parameters_of(family)))
+    return alpha * alpha.new_tensor([float(s > 0) for s in scale])
+
+
+def _rotation(angle: float, like: Tensor) -> Tensor:
+    """Return the matrix that turns counter-clockwise as seen on the screen, where y points down."""
+    return like.new_tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def _pose(linear: Tensor, shift: Tensor, family: str, aspect: float) -> Tensor:
+    """Read a family's parameters off transforms in half heights, within bounds."""
+    full = from_matrix(torch.cat([linear, shift[:, :, None]], dim=2), family)
+    names = parameters_of(family)
+    if "tx" in names:
+        full = full / full.new_tensor([aspect if name == "tx" else 1.0 for name in names])
+    bounds = full.new_tensor([math.pi if name == "angle" else _LARGEST_PROPOSAL for name in names])
+    return full.clamp(-bounds, bounds)
+
+
+def starting_poses(
+    images: Tensor,
+    background: Tensor,
+    typical: Moments | None,
+    n_restarts: int,
+    family: str,
+    scale: tuple[float, ...],
+) -> Tensor:
+    """Return each image's starting poses: the table, interleaved with moment proposals where they can help.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, n_channels, height, width)
+    background : Tensor of shape (n_channels,)
+    typical : Moments or None
+        Of the training images; None leaves the proposals out.
+    n_restarts : int
+        All starts of an image together.
+    family : str
+    scale : tuple of float
+        The prior's standard deviations.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_restarts, n_params)
+        The identity first.
+    """
+    names = parameters_of(family)
+    moves = any(name != "angle" and s > 0 for name, s in zip(names, scale, strict=True))
+    if typical is None or not moves or images.shape[2] == 1 or images.shape[3] == 1:
+        return restart_table(n_restarts, family, scale).to(images).expand(len(images), -1, -1)
+    from_moments = [i >= _N_PURE_TURNS and i % 3 != 0 for i in range(n_restarts)]
+    n_proposals = sum(from_moments)
+    table = restart_table(n_restarts - n_proposals, family, scale).to(images)
+    proposals = moment_proposals(images, background, typical, n_proposals, family, scale)
+    starts = images.new_empty(len(images), n_restarts, len(names))
+    starts[:, torch.tensor(from_moments)] = proposals
+    starts[:, ~torch.tensor(from_moments)] = table
+    return starts

@@ -47,7 +47,7 @@ def main():
         "upright": avae.transform(X)[:, :n_pixels],
         "turned": avae.transform(X_turned)[:, :n_pixels],
     }
-    classifiers = {"LogisticRegression": LogisticRegression(max_iter=200), "kNN(3)": KNeighborsClassifier(3)}
+    classifiers = {"LogisticRegression": LogisticRegression(C=0.05, max_iter=1000), "kNN(3)": KNeighborsClassifier(3)}
     rows = []
     for name, classifier in classifiers.items():
         for fitted_on, images in (("upright pixels", X_train), ("canonical pixels", canonical["train"])):

@@ -18,7 +18,7 @@ from sk_avae.likelihoods import Bernoulli
 from sk_avae.net import train
 from sk_avae.vae import MODULES
 
-SEED, N_REPEATS, BATCH_SIZE, LR = 0, 7, 256, 2e-3
+SEED, N_REPEATS, BATCH_SIZE, LR = 0, 5, 256, 2e-3
 
 
 def plain_loop(vae, images, max_epochs):
@@ -65,7 +65,7 @@ def main():
     X, _ = load_mnist_sample("train")
     images = torch.from_numpy(X.astype(np.float32) / 255).view(-1, 1, 28, 28)
     rows = []
-    for module, max_epochs, n in (("mlp", 10, 5000), ("conv", 1, 2500)):
+    for module, max_epochs, n in (("mlp", 5, 5000), ("conv", 1, 1024)):
         torch.manual_seed(SEED)
         vae = MODULES[module]((1, 28, 28), latent_size=16)
         times = {"plain": [], "skorch": []}

@@ -3,9 +3,9 @@ r"""Alignment: for each image the pose whose removal makes the ELBO highest.
 .. math:: \alpha^*(x) = \arg\max_\alpha \;
           \text{ELBO}(x; A_\alpha^{-1} \circ \text{decoder} \circ \text{encoder} \circ A_\alpha) + \log p(\alpha)
 
-Screening tries one shared table of restarts on every image; the best few distinct ones of each image are
-refined together, as one batch, by a quasi-Newton method that keeps its state per image. An image's answer
-depends on that image alone: not on its neighbours in the batch, their order or their number, to the bit.
+Screening tries many starting poses on every image; the best few distinct ones of each image are refined together, as
+one batch, by a quasi-Newton method that keeps its state per image. An image's answer depends on that image alone: not
+on its neighbours in the batch, their order or their number, to the bit.
 
 References
 ----------
@@ -44,17 +44,6 @@ DEFAULT_PRIOR = {
     "ty": 0.5,
 }
 
-# How far the restarts reach to either side of the identity.
-_REACH = {
-    "angle": math.pi,
-    "log_scale": 0.5,
-    "log_scale_x": 0.5,
-    "log_scale_y": 0.5,
-    "shear": 0.5,
-    "tx": 0.3,
-    "ty": 0.3,
-}
-
 # Typical distance of a restart from its optimum: the unit in which refinement steps are measured.
 _STEP = {
     "angle": 0.15,
@@ -69,8 +58,6 @@ _STEP = {
 # Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
 # 0.61) are taken to lead to one optimum.
 _SAME_BASIN = 0.55
-
-_PRIMES = (2, 3, 5, 7, 11, 13)
 
 
 def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> tuple[float, ...]:
@@ -113,61 +100,6 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
         if not value >= 0:
             raise ValueError(f"alpha_prior[{name!r}] must be a standard deviation >= 0, got {value!r}.")
     return tuple(float(alpha_prior.get(name, DEFAULT_PRIOR[name])) for name in names)
-
-
-def _radical_inverse(index: int, base: int) -> float:
-    """Mirror the digits of `index` at the point: the van der Corput sequence."""
-    value, weight = 0.0, 1.0 / base
-    while index:
-        index, digit = divmod(index, base)
-        value += digit * weight
-        weight /= base
-    return value
-
-
-def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Tensor:
-    """Return the starting poses that every image is screened at.
-
-    A Halton sequence around the identity: nested (the first k rows of a longer table are the table of k),
-    deterministic, the identity first, then the half and the quarter turns, then ever finer rings of angles with the
-    other parameters spread around 0.
-
-    Parameters
-    ----------
-    n_restarts : int
-        Number of rows. A family whose parameters are all frozen has the identity alone.
-    family : str
-        The family whose parameters the columns are.
-    scale : tuple of float
-        The prior's standard deviations; columns of frozen parameters (0) are 0.
-
-    Returns
-    -------
-    alpha : Tensor of shape (n_restarts, n_params)
-
-    References
-    ----------
-    Halton (1960), "On the efficiency of certain quasi-random sequences of points".
-
-    Examples
-    --------
-    >>> restart_table(4, "rotation", (float("inf"),)).rad2deg().flatten()
-    tensor([   0., -180.,   90.,  -90.])
-    """
-    names = parameters_of(family)
-    free = [s > 0 for s in scale]
-    if not any(free):
-        return torch.zeros(1, len(names))
-    n_pure_turns = 4 if free[0] else 1
-    rows = []
-    for i in range(n_restarts):
-        row = []
-        for name, base, is_free in zip(names, _PRIMES, free, strict=False):
-            centred = (_radical_inverse(i, base) + 0.5) % 1.0 - 0.5
-            varies = is_free and (name == "angle" or i >= n_pure_turns)
-            row.append(2 * _REACH[name] * centred if varies else 0.0)
-        rows.append(row)
-    return torch.tensor(rows)
 
 
 @dataclass(frozen=True)
@@ -351,22 +283,21 @@ def in_blocks(function: Callable[..., Tensor], size: int, *rows: Tensor) -> Tens
 
 
 def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:
-    """Return ELBO plus log prior of every image at every restart, of shape (n, n_restarts).
+    """Return ELBO plus log prior of every image at each of its restarts, of shape (n, n_restarts).
 
     Parameters
     ----------
     model : AVAE
     images : Tensor of shape (n, n_channels, height, width)
-    restarts : Tensor of shape (n_restarts, n_params)
+    restarts : Tensor of shape (n, n_restarts, n_params)
     """
-    n, n_restarts = len(images), len(restarts)
+    n, n_restarts, n_params = restarts.shape
     if not n_restarts:
         return images.new_empty(n, 0)
+    poses = restarts.reshape(-1, n_params)
     pairs = torch.arange(n * n_restarts, device=images.device)
-    scores = in_blocks(
-        lambda pair: model.elbo(images[pair // n_restarts], restarts[pair % n_restarts]), block_size(images), pairs
-    )
-    return scores.view(n, n_restarts) + model.log_prior(restarts)
+    scores = in_blocks(lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images), pairs)
+    return (scores + model.log_prior(poses)).view(n, n_restarts)
 
 
 def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
@@ -377,16 +308,16 @@ def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
     Parameters
     ----------
     scores : Tensor of shape (n, n_restarts)
-    matrices : Tensor of shape (n_restarts, 2, 3)
+    matrices : Tensor of shape (n, n_restarts, 2, 3)
     k : int
 
     Returns
     -------
     chosen : Tensor of shape (n, min(k, n_restarts))
     """
-    flat = matrices.flatten(1)
-    near = (flat[:, None] - flat[None]).norm(dim=2) < _SAME_BASIN
-    n_restarts = len(matrices)
+    n, n_restarts = scores.shape
+    flat = matrices.flatten(2)
+    image = torch.arange(n, device=scores.device)
     # Ranks are pushed back, not scores: exact whatever the scores are, and nothing of one image reaches another.
     best_first = scores.nan_to_num(nan=-math.inf).argsort(dim=1, descending=True, stable=True)
     rank = best_first.argsort(dim=1)
@@ -394,7 +325,8 @@ def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
     for _ in range(min(k, n_restarts)):
         best = rank.argmin(dim=1)
         chosen.append(best)
-        rank = rank + n_restarts * near[best]
+        near = (flat - flat[image, best][:, None]).norm(dim=2) < _SAME_BASIN
+        rank = rank + n_restarts * near
         rank.scatter_(1, best[:, None], n_restarts * (k + 2))
     return torch.stack(chosen, dim=1)
 
@@ -585,8 +517,8 @@ def align(
         Its VAE in evaluation mode; nothing in it is changed.
     images : Tensor of shape (n, n_channels, height, width)
         Pixels in the likelihood's support. Constant images keep the identity: they have no pose.
-    restarts : Tensor of shape (n_restarts, n_params)
-        Starting poses, the identity first; see `restart_table`.
+    restarts : Tensor of shape (n, n_restarts, n_params)
+        Starting poses of each image, the identity first; see `starts.starting_poses`.
     n_refine : int, default=2
         How many distinct restarts are refined per image.
     max_iter : int, default=20
@@ -612,17 +544,19 @@ def align(
     if model.vae.training:
         raise ValueError("The VAE must be in evaluation mode while images are aligned: call vae.eval().")
     elbo_identity = in_blocks(model.elbo, block_size(images), images).nan_to_num(nan=-math.inf)
-    scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[1:])], dim=1)
-    chosen = distinct_best(scores, model.matrix(restarts, images), n_refine)
+    scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[:, 1:])], dim=1)
+    n, n_restarts, n_params = restarts.shape
+    matrices = model.matrix(restarts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
+    chosen = distinct_best(scores, matrices, n_refine)
     k = chosen.shape[1]
-    owner = torch.arange(len(images), device=images.device).repeat_interleave(k)
+    owner = torch.arange(n, device=images.device).repeat_interleave(k)
     evaluate = _loss_and_gradient(model, images)
     unit = images.new_tensor(
         [0.0 if s == 0 else _STEP[name] for name, s in zip(parameters_of(model.family), model.scale, strict=True)]
     )
     alpha, loss, n_iter, converged = refine(
         lambda row, pose: evaluate(owner[row], pose),
-        restarts[chosen.flatten()],
+        restarts[owner, chosen.flatten()],
         unit,
         max_iter=max_iter if bool(unit.any()) else 0,
         tol=tol,

@@ -28,9 +28,10 @@ from ._validation import (
     unchanged_on_error,
 )
 from .affine import parameters_of, to_matrix
-from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, prior_scale, restart_table
+from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, prior_scale
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .net import train
+from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
 
 # Images whose tensors are held at once by `transform` and its kin.
@@ -126,6 +127,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Shape of an image.
     image_format_ : ImageFormat
         Learned scaling and background.
+    moments_ : tuple of ndarray
+        Mean centroid and covariance of the training images' ink, which starting poses aim at.
     history_ : list of dict
         Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image).
     n_iter_ : int
@@ -246,6 +249,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self.module_ = persistence.freeze(vae, device)
             self.likelihood_ = persistence.freeze(likelihood, device)
             self.image_format_ = image_format
+            self.moments_ = tuple(m.cpu().numpy() for m in mean_moments(images, image_format.model_background(device)))
             self.image_shape_ = image_shape
             self.history_ = history
             self.n_iter_ = len(history)
@@ -459,13 +463,14 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _align(self, rows: NDArray[Any]) -> AlignmentResult:
         model = self._model()
-        restarts = restart_table(self.n_restarts, self.family, model.scale).to(self._device())
+        typical = Moments(*(to_tensor(moment, self._device()) for moment in self.moments_))
         chunks = []
         for chunk in _chunks(len(rows)):
+            images = self._to_model(rows[chunk])
             result = align(
                 model,
-                self._to_model(rows[chunk]),
-                restarts,
+                images,
+                starting_poses(images, model.background, typical, self.n_restarts, self.family, model.scale),
                 n_refine=self.n_refine,
                 max_iter=self.max_iter,
                 tol=self.tol,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .affine import AFFINE_PARAMETERS, from_matrix, parameters_of
+from .affine import from_matrix, parameters_of
 
 # How far the table reaches to either side of the identity.
 _REACH = {
@@ -135,6 +135,12 @@ def moments(images: Tensor, background: Tensor) -> Moments:
     return Moments(torch.stack([mean_x, mean_y], dim=1), covariance)
 
 
+def mean_moments(images: Tensor, background: Tensor) -> Moments:
+    """Return the means of the moments of images: those of a typical one, with n = 1."""
+    found = moments(images, background)
+    return Moments(found.centroid.mean(dim=0, keepdim=True), found.covariance.mean(dim=0, keepdim=True))
+
+
 def _square_root(covariance: Tensor) -> Tensor:
     """Return the symmetric square root of covariances of shape (n, 2, 2), in closed form."""
     identity = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
@@ -168,7 +174,9 @@ def moment_proposals(
     -------
     alpha : Tensor of shape (n, n_proposals, n_params)
     """
-    found = moments(images, background)
+    # In double precision: some functions round the last bit by their place in the block, which must not show.
+    found = moments(images.double(), background.double())
+    typical = Moments(typical.centroid.double(), typical.covariance.double())
     n, aspect = len(images), images.shape[3] / images.shape[2]
     root, typical_root = _square_root(found.covariance), _square_root(typical.covariance)
     common = (torch.linalg.det(root) / torch.linalg.det(typical_root)).sqrt()[:, None, None]
@@ -180,6 +188,7 @@ def moment_proposals(
         shift = found.centroid - (linear @ typical.centroid[:, :, None])[:, :, 0]
         proposals.append(_pose(linear, shift, family, aspect))
     alpha = torch.stack(proposals, dim=1) if proposals else images.new_zeros(n, 0, len(parameters_of(family)))
+    alpha = alpha.to(images.dtype)
     return alpha * alpha.new_tensor([float(s > 0) for s in scale])
 
 

@@ -20,12 +20,12 @@ from sk_avae.alignment import (
     distinct_best,
     prior_scale,
     refine,
-    restart_table,
     screen,
 )
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 from sk_avae.likelihoods import Bernoulli, Gaussian
 from sk_avae.net import train
+from sk_avae.starts import Moments, restart_table, starting_poses
 from sk_avae.vae import MLPVAE, ConvVAE
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -82,12 +82,16 @@ def conv():
         return trained(ConvVAE((1, 28, 28), 16), digits("train", 512), max_epochs=1)
 
 
+TYPICAL = Moments(torch.tensor([[0.0, 0.0]]), torch.tensor([[[0.08, -0.01], [-0.01, 0.16]]]))
+
+
 def avae(vae, family="rotation", alpha_prior="auto"):
     return AVAE(vae, Bernoulli(), family, torch.zeros(1), prior_scale(alpha_prior, family))
 
 
 def aligned(model, images, n_restarts=16, **settings):
-    return align(model, images, restart_table(n_restarts, model.family, model.scale), **settings)
+    starts = starting_poses(images, model.background, TYPICAL, n_restarts, model.family, model.scale)
+    return align(model, images, starts, **settings)
 
 
 # ---------------------------------------------------------------- prior
@@ -133,45 +137,6 @@ def test_flat_and_frozen_parameters_have_no_prior(family):
     for scale in [(FLAT,) * n_params, (0.0,) * n_params]:
         model = replace(avae(None, family), scale=scale)
         assert torch.equal(model.log_prior(torch.ones(3, n_params)), torch.zeros(3))
-
-
-# ---------------------------------------------------------------- restarts
-
-
-@every_family
-def test_restarts_are_nested_deterministic_and_start_at_the_identity(family):
-    scale = prior_scale("auto", family)
-    table = restart_table(100, family, scale)
-    assert torch.equal(table, restart_table(100, family, scale))
-    assert not table[0].any()
-    for k in (1, 2, 7, 64):
-        assert torch.equal(restart_table(k, family, scale), table[:k])
-    assert len(table.unique(dim=0)) == 100
-
-
-@every_family
-def test_restarts_of_frozen_parameters_stay_at_zero(family):
-    names = FAMILIES[family]
-    for i, name in enumerate(names):
-        table = restart_table(50, family, prior_scale({name: 0}, family))
-        assert not table[:, i].any()
-        assert (table.any(dim=0) == torch.tensor([j != i for j in range(len(names))])).all()
-
-
-@every_family
-def test_all_parameters_frozen_leaves_the_identity_alone(family):
-    n_params = len(FAMILIES[family])
-    assert torch.equal(restart_table(50, family, (0.0,) * n_params), torch.zeros(1, n_params))
-
-
-@every_family
-def test_restarts_spread_evenly_over_the_turn_and_to_both_sides(family):
-    table = restart_table(64, family, prior_scale(None, family))
-    angles = table[:, 0].sort().values
-    torch.testing.assert_close(angles.diff(), torch.full((63,), 2 * math.pi / 64), rtol=0, atol=1e-5)
-    for column in table[4:, 1:].T:
-        assert column.mean().abs() < 0.1 * column.abs().max()
-        assert column.min() < 0 < column.max()
 
 
 # ---------------------------------------------------------------- ELBO
@@ -248,44 +213,55 @@ def test_gradient_of_the_elbo_with_respect_to_the_pose(mlp, family):
 def test_screen_against_brute_force(mlp, family):
     model = avae(mlp, family)
     images = digits(n=7)
-    restarts = restart_table(9, family, model.scale)
+    restarts = starting_poses(images, model.background, TYPICAL, 9, family, model.scale)
     with torch.no_grad():
         expected = [
-            [float(model.elbo(image[None], pose[None]) + model.log_prior(pose[None])) for pose in restarts]
-            for image in images
+            [float(model.elbo(image[None], pose[None]) + model.log_prior(pose[None])) for pose in poses]
+            for image, poses in zip(images, restarts, strict=True)
         ]
     torch.testing.assert_close(screen(model, images, restarts), torch.tensor(expected), rtol=1e-4, atol=1e-2)
 
 
 def test_screening_no_restarts_has_no_columns(mlp):
-    assert screen(avae(mlp), digits(n=3), torch.zeros(0, 1)).shape == (3, 0)
+    assert screen(avae(mlp), digits(n=3), torch.zeros(3, 0, 1)).shape == (3, 0)
 
 
 def turns(*degrees):
     return to_matrix(torch.tensor(degrees, dtype=torch.float32).deg2rad()[:, None], "rotation")
 
 
+def distinct(scores, matrices, k):
+    """Pick from restarts that all images share."""
+    return distinct_best(scores, matrices.expand(len(scores), *matrices.shape), k)
+
+
+def test_distinct_best_has_neighbours_of_its_own_for_each_image():
+    scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    matrices = torch.stack([turns(0, 5, 90), turns(0, 90, 95)])
+    assert distinct_best(scores, matrices, 2).tolist() == [[0, 2], [0, 1]]
+
+
 def test_distinct_best_passes_over_neighbours():
     matrices = turns(0, 5, 90, 180)
     scores = torch.tensor([[9.0, 8.0, 1.0, 2.0], [1.0, 2.0, 8.0, 9.0]])
-    assert distinct_best(scores, matrices, 3).tolist() == [[0, 3, 2], [3, 2, 1]]
+    assert distinct(scores, matrices, 3).tolist() == [[0, 3, 2], [3, 2, 1]]
 
 
 def test_distinct_best_returns_to_neighbours_when_nothing_else_is_left():
     matrices = turns(0, 5, 90)
-    assert distinct_best(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 3).tolist() == [[0, 2, 1]]
-    assert distinct_best(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 10).tolist() == [[0, 2, 1]]
+    assert distinct(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 3).tolist() == [[0, 2, 1]]
+    assert distinct(torch.tensor([[3.0, 2.0, 1.0]]), matrices, 10).tolist() == [[0, 2, 1]]
 
 
 def test_distinct_best_of_one_is_the_best():
     scores = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
     matrices = to_matrix(restart_table(16, "rotation", (FLAT,)), "rotation")
-    assert torch.equal(distinct_best(scores, matrices, 1)[:, 0], scores.argmax(dim=1))
+    assert torch.equal(distinct(scores, matrices, 1)[:, 0], scores.argmax(dim=1))
 
 
 def test_distinct_best_leaves_its_scores_alone():
     scores = torch.tensor([[3.0, 2.0, 1.0]])
-    distinct_best(scores, turns(0, 5, 90), 3)
+    distinct(scores, turns(0, 5, 90), 3)
     assert torch.equal(scores, torch.tensor([[3.0, 2.0, 1.0]]))
 
 
@@ -294,11 +270,11 @@ def test_an_outlying_score_of_one_image_does_not_touch_another(outlier):
     matrices = turns(0, 5, 10, 120, 240)
     scores = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [0.0, outlier, 2.0, 3.0, 1.0]])
     for k in (2, 5):
-        assert distinct_best(scores, matrices, k)[:1].tolist() == distinct_best(scores[:1], matrices, k).tolist()
+        assert distinct(scores, matrices, k)[:1].tolist() == distinct(scores[:1], matrices, k).tolist()
 
 
 def test_an_impossible_restart_comes_last():
-    assert distinct_best(torch.tensor([[-math.inf, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
+    assert distinct(torch.tensor([[-math.inf, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
 
 
 # ---------------------------------------------------------------- refinement

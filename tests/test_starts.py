@@ -1,0 +1,141 @@
+"""Starting poses: the table, the moments of the ink, and the proposals that they make."""
+
+import math
+
+import pytest
+import torch
+
+from sk_avae.affine import FAMILIES, to_matrix, warp
+from sk_avae.alignment import prior_scale
+from sk_avae.datasets import load_mnist_sample, make_perturbed
+from sk_avae.starts import mean_moments, moment_proposals, moments, restart_table, starting_poses
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+BLACK = torch.zeros(1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, _ = load_mnist_sample("train")
+    return X[:300]
+
+
+def tensors(X, height=28, width=28):
+    return torch.tensor(X).view(-1, 1, height, width) / 255
+
+
+@every_family
+def test_restarts_are_nested_deterministic_and_start_at_the_identity(family):
+    scale = prior_scale("auto", family)
+    table = restart_table(100, family, scale)
+    assert torch.equal(table, restart_table(100, family, scale))
+    assert not table[0].any()
+    for k in (1, 2, 7, 64):
+        assert torch.equal(restart_table(k, family, scale), table[:k])
+    assert len(table.unique(dim=0)) == 100
+
+
+@every_family
+def test_restarts_of_frozen_parameters_stay_at_zero(family):
+    names = FAMILIES[family]
+    for i, name in enumerate(names):
+        table = restart_table(50, family, prior_scale({name: 0}, family))
+        assert not table[:, i].any()
+        assert (table.any(dim=0) == torch.tensor([j != i for j in range(len(names))])).all()
+
+
+@every_family
+def test_all_parameters_frozen_leaves_the_identity_alone(family):
+    n_params = len(FAMILIES[family])
+    assert torch.equal(restart_table(50, family, (0.0,) * n_params), torch.zeros(1, n_params))
+
+
+@every_family
+def test_restarts_spread_evenly_over_the_turn_and_to_both_sides(family):
+    table = restart_table(64, family, prior_scale(None, family))
+    angles = table[:, 0].sort().values
+    torch.testing.assert_close(angles.diff(), torch.full((63,), 2 * math.pi / 64), rtol=0, atol=1e-5)
+    for column in table[4:, 1:].T:
+        assert column.mean().abs() < 0.1 * column.abs().max()
+        assert column.min() < 0 < column.max()
+
+
+def test_moments_of_a_marker():
+    images = torch.zeros(1, 1, 6, 10)
+    images[0, 0, 1, 7] = 1.0
+    found = moments(images, BLACK)
+    # Pixel centres in half heights: x = (7.5 - 5) / 3, y = (1.5 - 3) / 3.
+    torch.testing.assert_close(found.centroid, torch.tensor([[2.5 / 3, -0.5]]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.covariance, torch.zeros(1, 2, 2), rtol=0, atol=1e-3)
+
+
+def test_moments_see_ink_not_brightness(digits):
+    images = tensors(digits)
+    one, other = moments(images, BLACK), moments(1 - images, torch.ones(1))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_blank_image_has_moments_and_proposals(digits):
+    blank = torch.zeros(2, 1, 28, 28)
+    typical = mean_moments(tensors(digits), BLACK)
+    proposals = moment_proposals(blank, BLACK, typical, 6, "affine", prior_scale(None, "affine"))
+    assert proposals.isfinite().all()
+
+
+def test_a_single_line_of_ink_has_bounded_proposals(digits):
+    line = torch.zeros(1, 1, 28, 28)
+    line[0, 0, 14] = 1.0
+    typical = mean_moments(tensors(digits), BLACK)
+    proposals = moment_proposals(line, BLACK, typical, 12, "affine", prior_scale(None, "affine"))
+    assert proposals.isfinite().all()
+    assert proposals.abs().max() <= math.pi
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "rotation"])
+def test_proposals_undo_the_moments_of_a_perturbation(digits, family):
+    """Warped by a proposal, a perturbed image has the centroid, or the size, of a typical one."""
+    typical = mean_moments(tensors(digits), BLACK)
+    X, _ = make_perturbed(digits, family=family, random_state=0)
+    images = tensors(X)
+    proposals = moment_proposals(images, BLACK, typical, 8, family, prior_scale(None, family))
+    before = moments(images, BLACK)
+    after = moments(warp(images, to_matrix(proposals[:, 0], family)), BLACK)
+    if "tx" in FAMILIES[family]:
+        error = (after.centroid - typical.centroid).norm(dim=1)
+        assert error.median() < 0.5 * (before.centroid - typical.centroid).norm(dim=1).median()
+    if any(name.startswith("log_scale") for name in FAMILIES[family]):
+        size, wanted = (torch.linalg.det(c).log() for c in (after.covariance, typical.covariance))
+        error = (size - wanted).abs()
+        assert error.median() < 0.5 * (torch.linalg.det(before.covariance).log() - wanted).abs().median()
+
+
+@every_family
+def test_starts_are_nested_deterministic_and_begin_at_the_identity(digits, family):
+    images, scale = tensors(digits[:20]), prior_scale("auto", family)
+    typical = mean_moments(images, BLACK)
+    longer = starting_poses(images, BLACK, typical, 40, family, scale)
+    assert longer.shape == (20, 40, len(FAMILIES[family]))
+    assert not longer[:, 0].any()
+    for k in (1, 5, 6, 23):
+        assert torch.equal(starting_poses(images, BLACK, typical, k, family, scale), longer[:, :k])
+
+
+@every_family
+def test_starts_of_an_image_are_its_own_to_the_bit(digits, family):
+    images, scale = tensors(digits), prior_scale("auto", family)
+    typical = mean_moments(images, BLACK)
+    together = starting_poses(images, BLACK, typical, 30, family, scale)
+    for rows in (slice(0, 1), slice(7, 10), slice(100, 217)):
+        assert torch.equal(starting_poses(images[rows], BLACK, typical, 30, family, scale), together[rows])
+
+
+def test_rotation_and_single_rows_take_the_table_alone(digits):
+    images = tensors(digits[:5])
+    typical = mean_moments(images, BLACK)
+    table = restart_table(16, "rotation", (math.inf,))
+    assert torch.equal(starting_poses(images, BLACK, typical, 16, "rotation", (math.inf,))[3], table)
+    signals = images.view(5, 1, 1, 784)
+    scale = (0.0, math.inf, 0.0)
+    starts = starting_poses(signals, BLACK, mean_moments(signals, BLACK), 16, "rigid", scale)
+    assert torch.equal(starts[0], restart_table(16, "rigid", scale))

@@ -4,6 +4,7 @@ The only file that touches scikit-learn's private helpers, and the only one in w
 """
 
 import math
+import operator
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,11 @@ ImageShape = tuple[int, ...]
 def feature_names(estimator: BaseEstimator, input_features: Any) -> NDArray[Any]:
     """Return the names of the input columns, as scikit-learn names them."""
     return _check_feature_names_in(estimator, input_features)
+
+
+def as_images(X: Any) -> Any:
+    """Return lists as arrays, and anything else as it is: data frames keep their column names."""
+    return np.asarray(X) if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1 else X
 
 
 def is_stack(X: Any) -> bool:
@@ -66,6 +72,7 @@ def check_rows(
     ValueError
         If X is empty, sparse, complex, has NaN or infinite pixels or the wrong number of them.
     """
+    X = as_images(X)
     if is_stack(X):
         stack_shape = tuple(int(side) for side in X.shape[1:])
         if image_shape is not None and stack_shape != _as_shape(image_shape):
@@ -79,7 +86,7 @@ def check_rows(
 def _as_shape(image_shape: Any) -> ImageShape:
     """Return an image shape as a tuple of two or three positive ints."""
     try:
-        shape = tuple(int(side) for side in image_shape)
+        shape = tuple(operator.index(side) for side in image_shape)
     except TypeError:
         shape = ()
     if len(shape) not in (2, 3) or min(shape) < 1:
@@ -139,7 +146,7 @@ class ImageFormat:
         """
         height, width = image_shape[:2]
         some = rows[:: max(1, len(rows) // _IMAGES_FOR_BACKGROUND)].reshape(-1, height, width, *image_shape[2:] or (1,))
-        background = tuple(edge_median(torch.tensor(some).permute(0, 3, 1, 2)).tolist())
+        background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
         if rescale and np.mean(background) > (low + high) / 2:
             low, high = high, low
@@ -254,6 +261,8 @@ def check_number(
 ) -> float:
     """Return a real parameter, or raise TypeError or ValueError naming it."""
     kinds = (int, float, np.integer, np.floating)
+    if isinstance(value, kinds) and math.isnan(value):
+        raise ValueError(f"{name} must be a number, got nan.")
     return float(check_scalar(value, name, kinds, min_val=minimum, max_val=maximum, include_boundaries=boundaries))
 
 

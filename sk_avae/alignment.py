@@ -17,6 +17,7 @@ decrease), 6.17 (BFGS) and 6.20 (first scaling).
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
     if unknown:
         raise ValueError(f"alpha_prior names {unknown}, but the family {family!r} has {list(names)}.")
     for name, value in alpha_prior.items():
-        if not value >= 0:
+        if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"alpha_prior[{name!r}] must be a standard deviation >= 0, got {value!r}.")
     return tuple(float(alpha_prior.get(name, DEFAULT_PRIOR[name])) for name in names)
 
@@ -593,7 +594,7 @@ def _gated(
     """Assemble the result; an image that gains too little, or is constant, keeps the identity exactly."""
     channels = images.flatten(2)
     constant = (channels == channels[:, :, :1]).flatten(1).all(dim=1)
-    stays = ~(gain > min_gain) | constant
+    stays = ~(gain > min_gain) | constant | (alpha[:, 0] == 0).all(dim=1)
     identity_first = torch.cat([torch.zeros_like(alpha[:, :1]), alpha[:, :-1]], dim=1)
     alpha = torch.where(stays[:, None, None], identity_first, alpha)
     elbo = torch.where(stays[:, None], torch.cat([elbo_identity[:, None], elbo[:, :-1]], dim=1), elbo)

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._validation import check_rows, feature_names, is_stack
+from ._validation import as_images, check_rows, feature_names, is_stack
 from .alignment import AlignmentResult
 from .estimator import AVAEEstimator
 
@@ -112,28 +112,28 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
             `append_alpha`.
         """
         check_is_fitted(self)
-        T = self.estimator_.transform(X)
-        T = np.asarray(T)
+        X = as_images(X)
+        canonical = np.asarray(self.estimator_.transform(X))
         if self.append_alpha:
-            return T
-        pixels = T[:, : self.n_features_in_]
+            return canonical
+        pixels = canonical[:, : self.n_features_in_]
         return pixels.reshape(np.shape(X)) if is_stack(X) else pixels
 
     @available_if(_appends_alpha)  # type: ignore[untyped-decorator]
-    def inverse_transform(self, T: ArrayLike) -> NDArray[Any]:
+    def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Turn canonical images with their pose back into input pixels; needs ``append_alpha=True``.
 
         Parameters
         ----------
-        T : array-like of shape (n_samples, n_features + n_params)
+        X : array-like of shape (n_samples, n_features + n_params)
             What `transform` returns with ``append_alpha=True``.
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
+        X_original : ndarray of shape (n_samples, n_features)
         """
         check_is_fitted(self)
-        return self.estimator_.inverse_transform(T)
+        return self.estimator_.inverse_transform(X)
 
     def align(self, X: ArrayLike) -> AlignmentResult:
         """Return the pose of each image; see `AVAEEstimator.align`.

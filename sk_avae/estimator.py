@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -108,7 +108,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     n_iter_no_change : int, default=5
         See `early_stopping`.
     callbacks : list or None, default=None
-        Further skorch callbacks; they are copied.
+        Further skorch callbacks; they are copied. To stop early use `early_stopping`: skorch's own callback
+        signals by KeyboardInterrupt, which `fit` lets through.
     device : str or torch.device, default="cpu"
         Where to compute.
     random_state : int, RandomState instance or None, default=None
@@ -235,7 +236,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self._check_parameters()
             device = resolve_device(self.device)
             generator = torch.Generator().manual_seed(seed_from(self.random_state))
-            image_format = ImageFormat.learn(rows, image_shape, pad=self.pad, rescale=self.rescale)
+            image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), rescale=self.rescale)
             likelihood_recipe = self._likelihood_recipe_for(image_format, rows)
             likelihood = persistence.build(likelihood_recipe)
             images = image_format.to_model(rows, likelihood.support, device)
@@ -267,6 +268,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         check_number("weight_decay", self.weight_decay)
         if self.validation_fraction is not None:
             check_number("validation_fraction", self.validation_fraction, maximum=1.0, boundaries="neither")
+        if not isinstance(self.hidden_layer_sizes, Iterable):
+            raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
         for width in self.hidden_layer_sizes:
             check_count("hidden_layer_sizes", width)
         if self.align_training:
@@ -391,21 +394,21 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         alpha = self._align(rows).alpha
         return np.hstack([self._warp(rows, alpha), alpha])
 
-    def inverse_transform(self, T: ArrayLike) -> NDArray[Any]:
+    def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Turn canonical images back into the pose that they came in.
 
         Parameters
         ----------
-        T : array-like of shape (n_samples, n_features + n_params)
+        X : array-like of shape (n_samples, n_features + n_params)
             Canonical pixels and alpha, as `transform` returns them.
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
+        X_original : ndarray of shape (n_samples, n_features)
             Input pixels, up to interpolation and what left the frame.
         """
         check_is_fitted(self)
-        pixels, alpha = self._split(T, "T", self.n_features_in_, "n_features")
+        pixels, alpha = self._split(X, "X", self.n_features_in_, "n_features")
         return self._warp(pixels, alpha, inverse=True)
 
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
@@ -415,9 +418,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         ]
         return np.concatenate(parts)
 
-    def _split(self, T: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _split(self, X: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split rows into their first columns and the pose behind them."""
-        rows = check_array(T, dtype=[np.float32, np.float64], input_name=name)
+        rows = check_array(X, dtype=[np.float32, np.float64], input_name=name)
         n_params = len(parameters_of(self.family))
         if rows.shape[1] != n_first + n_params:
             raise ValueError(

@@ -209,8 +209,8 @@ def test_fitting_on_enormous_pixels_gives_numbers(small_avae, digits, value):
 @pytest.mark.parametrize(
     ("method", "n_columns", "match"),
     [
-        ("inverse_transform", 784, r"T has 784 columns, but n_features \+ n_params = 784 \+ 1 are needed"),
-        ("inverse_transform", 786, "T has 786 columns"),
+        ("inverse_transform", 784, r"X has 784 columns, but n_features \+ n_params = 784 \+ 1 are needed"),
+        ("inverse_transform", 786, "X has 786 columns"),
         ("decode", 12, r"Z has 12 columns, but latent_size \+ n_params = 12 \+ 1 are needed"),
         ("decode", 14, "Z has 14 columns"),
     ],

@@ -62,7 +62,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         table of k. 16 angles are plenty for rotation; the other families gain from 64 and more.
     n_refine : int, default=2
         Distinct restarts refined per image.
-    max_iter : int, default=20
+    max_iter : int, default=100
         Evaluations per refined restart.
     tol : float, default=1e-2
         Promised gain, in nats, below which a refinement has converged.
@@ -160,7 +160,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         family: str = "rotation",
         n_restarts: int = 16,
         n_refine: int = 2,
-        max_iter: int = 20,
+        max_iter: int = 100,
         tol: float = 1e-2,
         alpha_prior: str | Mapping[str, float] | None = "auto",
         min_gain: float = 0.0,

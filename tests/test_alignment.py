@@ -19,7 +19,6 @@ from sk_avae.alignment import (
     block_size,
     distinct_best,
     prior_scale,
-    refine,
     screen,
 )
 from sk_avae.datasets import load_mnist_sample, make_perturbed
@@ -275,130 +274,6 @@ def test_an_outlying_score_of_one_image_does_not_touch_another(outlier):
 
 def test_an_impossible_restart_comes_last():
     assert distinct(torch.tensor([[-math.inf, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
-
-
-# ---------------------------------------------------------------- refinement
-
-
-def random_quadratics(n, p, seed=0):
-    """Return convex quadratics as (loss_and_gradient, minima)."""
-    generator = torch.Generator().manual_seed(seed)
-    minimum, root = (torch.randn(n, *shape, generator=generator, dtype=torch.float64) for shape in ((p,), (p, p)))
-    hessian = root @ root.mT + torch.eye(p, dtype=torch.float64)
-
-    def loss_and_gradient(rows, alpha):
-        gradient = (hessian[rows] @ (alpha - minimum[rows])[:, :, None])[:, :, 0]
-        return 0.5 * (gradient * (alpha - minimum[rows])).sum(dim=1), gradient
-
-    return loss_and_gradient, minimum
-
-
-def waves(rows, alpha):
-    """Many local minima."""
-    steep = alpha * (3 + rows[:, None])
-    return (steep.sin() + alpha.square()).sum(dim=1), (3 + rows[:, None]) * steep.cos() + 2 * alpha
-
-
-def ones(p):
-    return torch.ones(p, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("p", [1, 2, 4, 6])
-def test_refine_finds_the_minima_of_quadratics(p):
-    quadratics, minimum = random_quadratics(40, p)
-    alpha, loss, n_iter, converged = refine(quadratics, torch.zeros_like(minimum), ones(p), max_iter=100, tol=1e-10)
-    # Refinement ends at steps of a thousandth of the unit.
-    torch.testing.assert_close(alpha, minimum, rtol=0, atol=1e-2)
-    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-4)
-    assert converged.all()
-    assert (n_iter < 100).all()
-
-
-@pytest.mark.parametrize("max_iter", [0, 1, 2, 5, 30])
-def test_refine_is_never_worse_than_its_start(max_iter):
-    generator = torch.Generator().manual_seed(0)
-    start = 4 * torch.rand(50, 2, generator=generator, dtype=torch.float64) - 2
-    rows = torch.arange(50)
-    alpha, loss, n_iter, _ = refine(waves, start, ones(2), max_iter=max_iter, tol=1e-6)
-    before = waves(rows, start)[0]
-    assert (loss <= before).all()
-    assert torch.equal(loss, waves(rows, alpha)[0])
-    assert (n_iter <= max_iter).all()
-    assert (loss < before).any() == (max_iter > 0)
-
-
-def test_refine_without_iterations_returns_its_start():
-    quadratics, minimum = random_quadratics(5, 3)
-    start = minimum + 1
-    alpha, loss, n_iter, converged = refine(quadratics, start, ones(3), max_iter=0, tol=1e-3)
-    assert torch.equal(alpha, start)
-    assert torch.equal(loss, quadratics(torch.arange(5), start)[0])
-    assert not n_iter.any()
-    assert not converged.any()
-
-
-def test_refine_does_not_move_what_has_no_unit():
-    quadratics, minimum = random_quadratics(20, 4)
-    start = torch.ones_like(minimum)
-    unit = torch.tensor([1.0, 0.0, 0.15, 0.0], dtype=torch.float64)
-    alpha, _, _, converged = refine(quadratics, start, unit, max_iter=100, tol=1e-10)
-    assert torch.equal(alpha[:, [1, 3]], start[:, [1, 3]])
-    _, gradient = quadratics(torch.arange(20), alpha)
-    torch.testing.assert_close(gradient[:, [0, 2]], torch.zeros(20, 2).double(), rtol=0, atol=1e-2)
-    assert converged.all()
-
-
-def test_refine_from_a_minimum_is_done_at_once():
-    quadratics, minimum = random_quadratics(5, 3)
-    alpha, _, n_iter, converged = refine(quadratics, minimum, ones(3), max_iter=50, tol=1e-3)
-    assert torch.equal(alpha, minimum)
-    assert converged.all()
-    assert (n_iter == 1).all()
-
-
-def test_refine_only_evaluates_unfinished_rows():
-    quadratics, minimum = random_quadratics(10, 2)
-    start = torch.where(torch.arange(10)[:, None] < 5, minimum, minimum + 3)
-    asked = torch.zeros(10, dtype=torch.long)
-
-    def counting(rows, alpha):
-        asked[rows] += 1
-        return quadratics(rows, alpha)
-
-    _, _, n_iter, _ = refine(counting, start, ones(2), max_iter=50, tol=1e-8)
-    assert torch.equal(asked, n_iter + 1)
-    assert asked[:5].max() < asked[5:].min()
-
-
-@pytest.mark.parametrize("hole", [math.nan, math.inf])
-@pytest.mark.parametrize("gradient_too", [False, True])
-def test_refine_survives_trial_points_without_a_loss(hole, gradient_too):
-    quadratics, minimum = random_quadratics(30, 2)
-    minimum *= 0.3 / minimum.norm(dim=1, keepdim=True)
-    start = torch.zeros_like(minimum)
-    fell = torch.zeros(30, dtype=torch.bool)
-
-    def holed(rows, alpha):
-        loss, gradient = quadratics(rows, alpha)
-        outside = (alpha.norm(dim=1) > 0.35) & (rows % 2 == 0)
-        fell[rows] |= outside
-        loss = loss.masked_fill(outside, hole)
-        return loss, gradient.masked_fill(outside[:, None], hole) if gradient_too else gradient
-
-    alpha, *_ = refine(holed, start, ones(2), max_iter=100, tol=1e-10)
-    assert fell[::2].all()
-    torch.testing.assert_close(alpha, minimum, rtol=0, atol=1e-2)
-    whole, *_ = refine(quadratics, start, ones(2), max_iter=100, tol=1e-10)
-    assert torch.equal(alpha[1::2], whole[1::2])
-
-
-def test_refine_with_a_minimum_out_of_reach_stays_finite():
-    def walled(rows, alpha):
-        return torch.where(alpha[:, 0] < 1, -alpha[:, 0], math.nan), -torch.ones_like(alpha)
-
-    alpha, loss, _, _ = refine(walled, torch.zeros(3, 1).double(), ones(1), max_iter=60, tol=1e-6)
-    torch.testing.assert_close(alpha, torch.ones_like(alpha), rtol=0, atol=1e-3)
-    assert torch.equal(loss, -alpha[:, 0])
 
 
 # ---------------------------------------------------------------- align: an image alone and in company

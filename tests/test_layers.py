@@ -12,7 +12,7 @@ import sk_avae.datasets
 
 HOUSE = Path(sk_avae.__file__).parent
 
-CORE = {"affine", "starts", "likelihoods", "vae", "alignment"}
+CORE = {"affine", "starts", "likelihoods", "vae", "descent", "alignment"}
 
 # File: what it may import of this package, bottom up (section 5 of the design). Of the two that serve the shell,
 # `_validation` warps raw pixels, and so reads `affine`; a shell file may import both.
@@ -23,7 +23,8 @@ TABLE = {
     "persistence": set(),
     "plotting": set(),
     "starts": {"affine"},
-    "alignment": {"affine", "starts", "likelihoods"},
+    "descent": set(),
+    "alignment": {"affine", "likelihoods", "descent"},
     "_validation": {"affine"},
     "datasets": {"affine"},
     "net": {"affine", "likelihoods", "alignment"},

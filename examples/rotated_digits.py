@@ -37,7 +37,7 @@ def angle_errors(found, true):
 
 def fit_models(X, y):
     """Fit the aligner, and each classifier plain and behind the canonicalizer."""
-    avae = AVAEEstimator(max_epochs=100, batch_size=128, random_state=0).fit(X)
+    avae = AVAEEstimator(max_epochs=100, batch_size=128, lr=1e-3, random_state=0).fit(X)
     canonicalizer = AffineCanonicalizer(FrozenEstimator(avae))
     plain, robust = {}, {}
     for name, classifier in (

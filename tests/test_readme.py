@@ -1,0 +1,21 @@
+"""The code in the README runs as it stands, only with fewer epochs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    code = "\n".join(blocks)
+    assert "max_epochs=100" in code
+    names = {}
+    exec(code.replace("max_epochs=100", "max_epochs=4"), names)
+    assert float(capsys.readouterr().out) > 0.6
+    assert names["T"].shape == (1000, 785)
+    assert (tmp_path / "avae.joblib").exists()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_feature_names_in, validate_data
 from torch import Tensor
 
@@ -25,8 +26,9 @@ from .affine import edge_median, invert, parameters_of, to_matrix, warp
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
 _FARTHEST_PIXEL = 1e6
 
-# As many tell the background as well as all do.
-_IMAGES_FOR_BACKGROUND = 4096
+# Images, and pixels, whose tensors are held at once; as many images also tell the background as well as all do.
+IMAGES_PER_CHUNK = 4096
+_PIXELS_PER_CHUNK = 2**22
 
 ImageShape = tuple[int, ...]
 
@@ -75,12 +77,28 @@ def check_rows(
     X = as_images(X)
     if is_stack(X):
         stack_shape = tuple(int(side) for side in X.shape[1:])
-        if image_shape is not None and stack_shape != _as_shape(image_shape):
+        if image_shape is None:
+            _check_channels_last(stack_shape)
+            image_shape = stack_shape
+        elif (*stack_shape, 1)[:3] != (*_as_shape(image_shape), 1)[:3]:
             raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.")
-        image_shape = _as_shape(stack_shape)
         X = np.asarray(X).reshape(len(X), math.prod(stack_shape))
     rows = validate_data(estimator, X, dtype=[np.float32, np.float64, np.uint8], reset=reset)
     return rows, resolve_image_shape(image_shape, rows.shape[1])
+
+
+def _check_channels_last(stack_shape: tuple[int, ...]) -> None:
+    """Raise where the first axis of an image looks like its channels, and the last does not."""
+    if len(stack_shape) == 3 and stack_shape[0] in (1, 3, 4) and stack_shape[2] > 4:
+        raise ValueError(
+            f"X holds images of shape {stack_shape}, which look as if the channels came first; (height, width, "
+            f"channels) is expected. Pass X.transpose(0, 2, 3, 1), or say image_shape={stack_shape} if they are right."
+        )
+
+
+def wants_container(estimator: BaseEstimator) -> bool:
+    """Tell whether `set_output` asks for data frames, which hold rows and no stacks."""
+    return bool(_get_output_config("transform", estimator)["dense"] != "default")
 
 
 def _as_shape(image_shape: Any) -> ImageShape:
@@ -145,7 +163,7 @@ class ImageFormat:
         The background is, per channel, the median of the pixels along the images' edges.
         """
         height, width = image_shape[:2]
-        some = rows[:: max(1, len(rows) // _IMAGES_FOR_BACKGROUND)].reshape(-1, height, width, *image_shape[2:] or (1,))
+        some = rows[:: max(1, len(rows) // IMAGES_PER_CHUNK)].reshape(-1, height, width, *image_shape[2:] or (1,))
         background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
         if rescale and np.mean(background) > (low + high) / 2:
@@ -162,6 +180,11 @@ class ImageFormat:
         """Shape (n_channels, height, width) of what the model sees."""
         height, width = self.image_shape[:2]
         return len(self.background), height + 2 * self.pad, width + 2 * self.pad
+
+    def chunks(self, n: int) -> Iterator[slice]:
+        """Yield slices that cover `n` images, fewer at once the larger they are."""
+        size = max(16, min(IMAGES_PER_CHUNK, _PIXELS_PER_CHUNK // math.prod(self.frame_shape)))
+        return (slice(start, start + size) for start in range(0, n, size))
 
     def frame_units(self, parameters: tuple[str, ...]) -> NDArray[np.float64]:
         """Return, per pose parameter, the frame's unit in units of the image: more than 1 for padded shifts."""
@@ -180,11 +203,14 @@ class ImageFormat:
         background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
         return F.pad(raw - background, (self.pad,) * 4) + background
 
+    def crop(self, images: Tensor) -> Tensor:
+        """Cut the margin off images of shape (n, C, H, W) in the frame."""
+        stop = -self.pad or None
+        return images[:, :, self.pad : stop, self.pad : stop]
+
     def to_rows(self, raw: Tensor) -> NDArray[Any]:
         """Crop images of shape (n, C, H, W) and return them as rows: the inverse of `to_raw`."""
-        stop = -self.pad or None
-        cropped = raw[:, :, self.pad : stop, self.pad : stop]
-        return cropped.permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
+        return self.crop(raw).permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
 
     def to_model(self, rows: NDArray[Any], support: Any, device: torch.device) -> Tensor:
         """Return rows as what the model sees: padded, scaled, within the likelihood's support, float32.

@@ -45,6 +45,9 @@ DEFAULT_PRIOR = {
     "ty": 0.5,
 }
 
+# A prior narrower than this is as good as frozen, and its precision would not fit float32.
+_FROZEN = 1e-6
+
 # Typical distance of a restart from its optimum: the unit in which refinement steps are measured.
 _STEP = {
     "angle": 0.15,
@@ -100,7 +103,8 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
     for name, value in alpha_prior.items():
         if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"alpha_prior[{name!r}] must be a standard deviation >= 0, got {value!r}.")
-    return tuple(float(alpha_prior.get(name, DEFAULT_PRIOR[name])) for name in names)
+    scale = [float(alpha_prior.get(name, DEFAULT_PRIOR[name])) for name in names]
+    return tuple(0.0 if value < _FROZEN else value for value in scale)
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,12 @@ class AlignmentResult:
         return pd.DataFrame(columns)
 
 
+def is_constant(images: Tensor) -> Tensor:
+    """Tell which images, of shape (n, C, H, W), have one value per channel, and so no pose."""
+    channels = images.flatten(2)
+    return (channels == channels[:, :, :1]).flatten(1).all(dim=1)
+
+
 def block_size(images: Tensor) -> int:
     """Return how many images of this size are evaluated at once."""
     return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, _PIXELS_PER_BLOCK // max(1, images[0].numel())))
@@ -358,6 +368,7 @@ def align(
     max_iter: int = 100,
     tol: float = 1e-2,
     min_gain: float = 0.0,
+    movable: Tensor | None = None,
 ) -> AlignmentResult:
     """Find the pose of each image.
 
@@ -366,7 +377,7 @@ def align(
     model : AVAE
         Its VAE in evaluation mode; nothing in it is changed.
     images : Tensor of shape (n, n_channels, height, width)
-        Pixels in the likelihood's support. Constant images keep the identity: they have no pose.
+        Pixels in the likelihood's support.
     restarts : Tensor of shape (n, n_restarts, n_params)
         Starting poses of each image, the identity first; see `starts.starting_poses`.
     n_refine : int, default=2
@@ -377,6 +388,8 @@ def align(
         Promised gain, in nats, below which a start has converged.
     min_gain : float, default=0.0
         An image is moved only if ELBO plus log prior gain more than this over the identity, in nats.
+    movable : Tensor of bool of shape (n,) or None, default=None
+        Which images may move at all; None keeps the constant ones where they are.
 
     Returns
     -------
@@ -425,6 +438,7 @@ def align(
         n_iter=n_iter.view(-1, k).amax(dim=1),
         converged=converged.view(-1, k).gather(1, order)[:, 0],
         min_gain=min_gain,
+        movable=~is_constant(images) if movable is None else movable,
     )
 
 
@@ -439,11 +453,10 @@ def _gated(
     n_iter: Tensor,
     converged: Tensor,
     min_gain: float,
+    movable: Tensor,
 ) -> AlignmentResult:
-    """Assemble the result; an image that gains too little, or is constant, keeps the identity exactly."""
-    channels = images.flatten(2)
-    constant = (channels == channels[:, :, :1]).flatten(1).all(dim=1)
-    stays = ~(gain > min_gain) | constant | (alpha[:, 0] == 0).all(dim=1)
+    """Assemble the result; an image that gains too little, or may not move, keeps the identity exactly."""
+    stays = ~(gain > min_gain) | ~movable | (alpha[:, 0] == 0).all(dim=1)
     identity_first = torch.cat([torch.zeros_like(alpha[:, :1]), alpha[:, :-1]], dim=1)
     alpha = torch.where(stays[:, None, None], identity_first, alpha)
     elbo = torch.where(stays[:, None], torch.cat([elbo_identity[:, None], elbo[:, :-1]], dim=1), elbo)

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._validation import as_images, check_rows, feature_names, is_stack
+from ._validation import as_images, check_rows, feature_names, is_stack, wants_container
 from .alignment import AlignmentResult
 from .estimator import AVAEEstimator
 
@@ -95,6 +95,8 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         self.n_features_in_ = estimator.n_features_in_
         if hasattr(estimator, "feature_names_in_"):
             self.feature_names_in_ = estimator.feature_names_in_
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -108,8 +110,8 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         X_canonical : ndarray
-            Of the shape of X (a stack stays a stack), or rows with the pose behind the pixels if
-            `append_alpha`.
+            Of the shape of X (a stack stays a stack, unless `set_output` asks for data frames), or rows with the
+            pose behind the pixels if `append_alpha`.
         """
         check_is_fitted(self)
         X = as_images(X)
@@ -117,7 +119,7 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         if self.append_alpha:
             return canonical
         pixels = canonical[:, : self.n_features_in_]
-        return pixels.reshape(np.shape(X)) if is_stack(X) else pixels
+        return pixels.reshape(np.shape(X)) if is_stack(X) and not wants_container(self) else pixels
 
     @available_if(_appends_alpha)  # type: ignore[untyped-decorator]
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:

@@ -179,7 +179,7 @@ def make_perturbed(
     image_shape : tuple of int or None, default=None
         (height, width) or (height, width, channels) of rows; None reads a square.
     background : float or "auto", default="auto"
-        Value outside the frame; "auto" is the median of the images' edge pixels.
+        Value outside the frame, within the range of X; "auto" is the median of the images' edge pixels.
     interpolation : {"bicubic", "bilinear", "nearest"}, default="bicubic"
         How pixels are interpolated; the paper's is "nearest". Results are clipped to the range of X.
     random_state : int, RandomState instance or None, default=None
@@ -221,7 +221,7 @@ def make_perturbed(
     alpha = np.stack([random.uniform(low, high, len(images)) for low, high in bounds], axis=1)
     stack = images.reshape(len(images), height, width, channels)
     perturbed = np.empty_like(stack)
-    some = torch.tensor(stack[:_IMAGES_PER_CHUNK].transpose(0, 3, 1, 2))
+    some = torch.tensor(stack[:_IMAGES_PER_CHUNK].transpose(0, 3, 1, 2).astype(np.float32))
     outside = edge_median(some) if background == "auto" else torch.full((channels,), float(background))
     for start in range(0, len(stack), _IMAGES_PER_CHUNK):
         chunk = slice(start, start + _IMAGES_PER_CHUNK)
@@ -229,7 +229,7 @@ def make_perturbed(
         pixels = torch.from_numpy(stack[chunk].transpose(0, 3, 1, 2).astype(np.float32))
         turned = warp(pixels, invert(matrix), background=outside.float(), interpolation=interpolation)
         turned = turned.clamp(float(stack.min()), float(stack.max()))
-        if stack.dtype.kind in "iu":
+        if stack.dtype.kind in "biu":
             turned = turned.round()
         perturbed[chunk] = turned.permute(0, 2, 3, 1).numpy().astype(stack.dtype)
     return perturbed.reshape(images.shape), alpha

@@ -62,6 +62,10 @@ def _bfgs(inverse_hessian: Tensor, s: Tensor, y: Tensor, fresh: Tensor) -> Tenso
 def _aim(state: _State) -> None:
     """Set direction, slope and a full step from gradient and inverse Hessian, within the step limit."""
     direction = -(state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0]
+    # Rounding can spoil an inverse Hessian: one that no longer points downhill is given up.
+    uphill = (direction * state.gradient).sum(dim=1) >= 0
+    direction = torch.where(uphill[:, None], -state.gradient, direction)
+    state.fresh = state.fresh | uphill
     length = direction.norm(dim=1, keepdim=True)
     limit = torch.where(state.fresh[:, None], _FIRST_STEP, _LARGEST_STEP)
     # The first inverse Hessian is arbitrary, so the first step has a length of its own.

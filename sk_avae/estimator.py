@@ -1,8 +1,9 @@
 """`AVAEEstimator`: train a VAE, find each image's pose, undo it. A thin shell over the pure functions below it."""
 
+import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -17,30 +18,24 @@ from torch import Tensor, nn
 
 from . import __version__, persistence
 from ._validation import (
+    IMAGES_PER_CHUNK,
     ImageFormat,
     check_count,
     check_number,
     check_rows,
     feature_names,
     resolve_device,
+    resolve_image_shape,
     seed_from,
     to_tensor,
     unchanged_on_error,
 )
 from .affine import parameters_of, to_matrix
-from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, prior_scale
+from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, is_constant, prior_scale
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .net import train
 from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
-
-# Images whose tensors are held at once by `transform` and its kin.
-_IMAGES_PER_CHUNK = 4096
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    """Yield slices that cover `n` rows."""
-    return (slice(start, start + _IMAGES_PER_CHUNK) for start in range(0, n, _IMAGES_PER_CHUNK))
 
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
@@ -128,8 +123,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Shape of an image.
     image_format_ : ImageFormat
         Learned scaling and background.
-    moments_ : tuple of ndarray
-        Mean centroid and covariance of the training images' ink, which starting poses aim at.
+    moments_ : tuple of ndarray or None
+        Mean centroid and covariance of the training images' ink, which starting poses aim at; None after
+        `from_vae` without images.
     history_ : list of dict
         Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image).
     n_iter_ : int
@@ -239,24 +235,40 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), rescale=self.rescale)
             likelihood_recipe = self._likelihood_recipe_for(image_format, rows)
             likelihood = persistence.build(likelihood_recipe)
-            images = image_format.to_model(rows, likelihood.support, device)
+            images = self._training_images(image_format, likelihood, rows, device)
             recipe = self._module_recipe(image_format)
-            # Initial weights and a user's dropout draw from torch's global generator: it is lent, then restored.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            # Initial weights and a user's dropout draw from torch's global generator: fits in threads take turns.
+            with persistence.global_generator(int(torch.randint(2**31, (), generator=generator)), device):
                 vae = persistence.build(recipe).to(device)
                 self._check_vae(vae, image_format)
                 history = self._train(vae, likelihood.to(device), images, image_format, generator, device)
             self.module_ = persistence.freeze(vae, device)
             self.likelihood_ = persistence.freeze(likelihood, device)
             self.image_format_ = image_format
-            self.moments_ = tuple(m.cpu().numpy() for m in mean_moments(images, image_format.model_background(device)))
+            self.moments_: tuple[NDArray[Any], ...] | None = tuple(
+                m.cpu().numpy() for m in mean_moments(images, image_format.model_background(device))
+            )
             self.image_shape_ = image_shape
             self.history_ = history
             self.n_iter_ = len(history)
             self._recipe = recipe
             self._likelihood_recipe = likelihood_recipe
         return self
+
+    def _training_images(
+        self, image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device
+    ) -> Tensor:
+        """Return the training images as the model sees them; without rescaling they must fit the likelihood."""
+        low, high = likelihood.support  # type: ignore[misc]
+        if not self.rescale and not low <= float(rows.min()) <= float(rows.max()) <= high:
+            raise ValueError(
+                f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {rows.min():g} to "
+                f"{rows.max():g}. Use rescale=True or likelihood='gaussian'."
+            )
+        images = torch.empty(len(rows), *image_format.frame_shape, device=device)
+        for chunk in image_format.chunks(len(rows)):
+            images[chunk] = image_format.to_model(rows[chunk], (low, high), device)
+        return images
 
     def _check_parameters(self) -> None:
         prior_scale(self.alpha_prior, self.family)
@@ -287,10 +299,11 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         likelihood: Any = self.likelihood
         if isinstance(likelihood, nn.Module):
             check_likelihood(likelihood)
-            return {"module": likelihood, "arguments": {}}
+            return {"module": copy.deepcopy(likelihood), "arguments": {}}
         if likelihood == "auto":
-            every = max(1, len(rows) // _IMAGES_PER_CHUNK)
-            likelihood = likelihood_for(image_format.to_model(rows[::every], (0.0, 1.0), torch.device("cpu")))
+            every = max(1, len(rows) // IMAGES_PER_CHUNK)
+            some = image_format.to_model(rows[::every], (-np.inf, np.inf), torch.device("cpu"))
+            likelihood = likelihood_for(some)
         if likelihood not in LIKELIHOODS:
             raise ValueError(
                 f"likelihood must be 'auto', one of {sorted(LIKELIHOODS)} or a module, got {likelihood!r}."
@@ -307,6 +320,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 arguments["hidden_layer_sizes"] = tuple(self.hidden_layer_sizes)
             module = MODULES[module]
         check_methods(module)
+        if isinstance(module, nn.Module):
+            module = copy.deepcopy(module)  # later changes of the caller's instance are not this model's
         return {"module": module, "arguments": arguments}
 
     def _check_vae(self, vae: nn.Module, image_format: ImageFormat) -> None:
@@ -349,6 +364,82 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             device=device,
             verbose=self.verbose,
         )
+
+    @classmethod
+    def from_vae(
+        cls,
+        module: nn.Module,
+        *,
+        image_shape: tuple[int, ...],
+        likelihood: str | nn.Module = "bernoulli",
+        offset: float = 0.0,
+        scale: float = 1.0,
+        background: float | Sequence[float] = 0.0,
+        X: ArrayLike | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Return a fitted estimator around a VAE that was trained elsewhere.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Has ``encode(x) -> (mean, log_var)`` and ``decode(z) -> parameters``, with x of shape (n, channels,
+            height, width). It is copied; yours stays as it is, bit by bit.
+        image_shape : tuple of int
+            (height, width) or (height, width, channels) of the images.
+        likelihood : {"bernoulli", "gaussian"} or nn.Module instance, default="bernoulli"
+            What the decoder's output means: logits or means. A fixed scale goes in as ``Gaussian(scale)``.
+        offset, scale : float, default=0.0 and 1.0
+            The module saw ``(pixel - offset) / scale`` in its training.
+        background : float or sequence of float, default=0.0
+            Pixel value outside the image, per channel, in the units of the input.
+        X : array-like or None, default=None
+            Images in the canonical pose, for starting poses from their moments; only read.
+        **parameters
+            Of `AVAEEstimator`: `family`, `n_restarts`, `pad` and so on.
+
+        Returns
+        -------
+        estimator : AVAEEstimator
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the module lacks a method or returns the wrong shapes.
+
+        References
+        ----------
+        Bidart & Wong (2019), section 3.2: the affine layers around a pre-trained VAE.
+
+        Examples
+        --------
+        >>> from sk_avae.vae import MLPVAE
+        >>> avae = AVAEEstimator.from_vae(MLPVAE((1, 28, 28), 8), image_shape=(28, 28))
+        >>> avae.transform(np.zeros((2, 784))).shape
+        (2, 785)
+        """
+        check_methods(module)
+        estimator = cls(module=module, image_shape=image_shape, likelihood=likelihood, **parameters)
+        shape = resolve_image_shape(image_shape, math.prod(image_shape))
+        channels = shape[2] if len(shape) == 3 else 1
+        per_channel = np.broadcast_to(np.asarray(background, dtype=float), channels)
+        image_format = ImageFormat(shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()))
+        vae = copy.deepcopy(module).eval().float()
+        estimator.latent_size = check_shapes(vae, image_format.frame_shape)
+        estimator._check_parameters()
+        device = resolve_device(estimator.device)
+        estimator._recipe = estimator._module_recipe(image_format)
+        estimator._likelihood_recipe = estimator._likelihood_recipe_for(image_format, np.zeros((1, math.prod(shape))))
+        estimator.module_ = persistence.freeze(vae, device)
+        estimator.likelihood_ = persistence.freeze(persistence.build(estimator._likelihood_recipe), device)
+        estimator.image_format_, estimator.image_shape_ = image_format, shape
+        estimator.n_features_in_ = math.prod(shape)
+        estimator.history_, estimator.n_iter_, estimator.moments_ = [], 0, None
+        if X is not None:
+            images = estimator._to_model(estimator._rows(X))
+            typical = mean_moments(images, image_format.model_background(device))
+            estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
+        return estimator
 
     # ------------------------------------------------------------------ alignment
     def align(self, X: ArrayLike) -> AlignmentResult:
@@ -414,7 +505,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         parts = [
             self.image_format_.warp_rows(rows[chunk], alpha[chunk], self.family, inverse=inverse)
-            for chunk in _chunks(len(rows))
+            for chunk in self.image_format_.chunks(len(rows))
         ]
         return np.concatenate(parts)
 
@@ -466,9 +557,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _align(self, rows: NDArray[Any]) -> AlignmentResult:
         model = self._model()
-        typical = Moments(*(to_tensor(moment, self._device()) for moment in self.moments_))
+        learned = self.moments_ or ()
+        typical = Moments(*(to_tensor(moment, self._device()) for moment in learned)) if learned else None
         chunks = []
-        for chunk in _chunks(len(rows)):
+        for chunk in self.image_format_.chunks(len(rows)):
             images = self._to_model(rows[chunk])
             result = align(
                 model,
@@ -478,6 +570,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 max_iter=self.max_iter,
                 tol=self.tol,
                 min_gain=self.min_gain,
+                movable=~is_constant(self.image_format_.crop(images)),
             )
             chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
         arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -550,7 +643,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         if align:
             return -self._align(rows).elbo
         model = self._model()
-        parts = [self._in_blocks(model.elbo, self._to_model(rows[chunk])) for chunk in _chunks(len(rows))]
+        parts = [
+            self._in_blocks(model.elbo, self._to_model(rows[chunk])) for chunk in self.image_format_.chunks(len(rows))
+        ]
         precision = np.float64 if rows.dtype == np.float64 else np.float32
         elbo = np.concatenate(parts) + self._log_jacobian()
         return np.negative(elbo, dtype=precision)
@@ -596,7 +691,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
         means = [
             self._in_blocks(posterior_mean, self._to_model(rows[chunk]), self._pose_to_model(alpha[chunk]))
-            for chunk in _chunks(len(rows))
+            for chunk in self.image_format_.chunks(len(rows))
         ]
         return np.hstack([np.concatenate(means).astype(alpha.dtype), alpha])
 
@@ -623,7 +718,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             return self.likelihood_.mean(model.decode(z, matrix))  # type: ignore[operator]
 
         parts = []
-        for chunk in _chunks(len(latent)):
+        for chunk in self.image_format_.chunks(len(latent)):
             z = to_tensor(latent[chunk], self._device())
             images = self._in_blocks(expected_image, z, self._pose_to_model(alpha[chunk]))
             parts.append(image_format.to_rows(image_format.from_model(torch.from_numpy(images))))
@@ -692,12 +787,20 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             state["_device"] = str(self._device())
             for name in ("module_", "likelihood_"):
                 state[name] = persistence.to_arrays(state[name])
+            for name in ("_recipe", "_likelihood_recipe"):
+                state[name] = {**state[name], "module": persistence.pack(state[name]["module"])}
+        for name in ("module", "likelihood"):
+            state[name] = persistence.pack(state[name])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         persistence.warn_on_version(state.pop("_sk_avae_version", None), __version__, type(self).__name__)
+        for name in ("module", "likelihood"):
+            state[name] = persistence.unpack(state[name])
         if "module_" in state:
+            for name in ("_recipe", "_likelihood_recipe"):
+                state[name] = {**state[name], "module": persistence.unpack(state[name]["module"])}
             device = persistence.available_device(state.pop("_device"))
             state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
             state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)

@@ -1,4 +1,4 @@
-r"""Likelihoods of images, the KL divergence, and the evidence lower bound (ELBO).
+r"""Likelihoods of images and the KL divergence: the terms of the evidence lower bound (ELBO).
 
 .. math:: \text{ELBO}(x) = E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \,\|\, N(0, I))
 
@@ -169,7 +169,7 @@ def likelihood_for(pixels: Tensor) -> str:
     Parameters
     ----------
     pixels : Tensor
-        Pixels between 0 and 1, of any shape.
+        Pixels of any shape; any outside [0, 1] makes it Gaussian.
 
     Returns
     -------
@@ -180,6 +180,8 @@ def likelihood_for(pixels: Tensor) -> str:
     >>> likelihood_for(torch.tensor([0.0, 0.0, 1.0, 0.1])), likelihood_for(torch.linspace(0, 1, 9))
     ('bernoulli', 'gaussian')
     """
+    if float(pixels.min()) < 0 or float(pixels.max()) > 1:
+        return "gaussian"
     greyness = float((4 * pixels * (1 - pixels)).mean())
     return "bernoulli" if greyness <= _LARGEST_BERNOULLI_GREYNESS else "gaussian"
 

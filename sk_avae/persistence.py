@@ -1,8 +1,11 @@
 """State of torch modules as arrays: what a pickle of a fitted model holds instead of tensors."""
 
 import copy
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +31,79 @@ def freeze(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device).eval().requires_grad_(False)
 
 
+# torch's global generator is one for all threads: whoever lends it out holds this.
+_GLOBAL_GENERATOR = threading.RLock()
+
+
+@contextmanager
+def global_generator(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Lend torch's global generator to a block, seeded, and restore its state afterwards.
+
+    Parameters
+    ----------
+    seed : int or None
+        None leaves it at its present state.
+    device : torch.device
+        A GPU's generator is lent along with the CPU's.
+    """
+    on_gpu = device.type == "cuda"
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield
+
+
+@dataclass
+class PackedModule:
+    """A module without its tensors, and those as arrays: what a pickle holds of a user's own instance."""
+
+    skeleton: nn.Module
+    arrays: dict[tuple[str, str, str], NDArray[Any]]
+
+
+def pack(value: Any) -> Any:
+    """Take the tensors out of a module; anything else comes back as it is."""
+    if not isinstance(value, nn.Module):
+        return value
+    skeleton, arrays = copy.deepcopy(value), {}
+    for path, part in skeleton.named_modules():
+        for slots in ("_parameters", "_buffers"):
+            tensors = getattr(part, slots)
+            for name in [name for name, tensor in tensors.items() if tensor is not None]:
+                arrays[path, slots, name] = np.array(tensors[name].detach().cpu().numpy())
+                tensors[name] = None
+    return PackedModule(skeleton, arrays)
+
+
+def unpack(value: Any) -> Any:
+    """Put the tensors back, on the CPU; anything but a packed module comes back as it is."""
+    if not isinstance(value, PackedModule):
+        return value
+    module = copy.deepcopy(value.skeleton)
+    for (path, slots, name), array in value.arrays.items():
+        tensor = torch.from_numpy(array.copy())
+        is_parameter = slots == "_parameters"
+        getattr(module.get_submodule(path), slots)[name] = nn.Parameter(tensor) if is_parameter else tensor
+    return module
+
+
 def build(recipe: Mapping[str, Any]) -> nn.Module:
     """Build a module from a recipe: an instance to copy, or a class and its arguments.
 
-    Building draws initial weights from torch's global generator; the caller forks it.
+    In single precision, which is what images come in. Building draws initial weights from torch's global generator;
+    the caller lends it.
     """
     module: nn.Module | Callable[..., nn.Module] = recipe["module"]
-    return copy.deepcopy(module) if isinstance(module, nn.Module) else module(**recipe["arguments"])
+    built = copy.deepcopy(module) if isinstance(module, nn.Module) else module(**recipe["arguments"])
+    return built.float()
 
 
 def rebuild(recipe: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], device: torch.device) -> nn.Module:
     """Build a module and load its state, leaving torch's global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with global_generator(None, torch.device("cpu")):
         return from_arrays(build(recipe), arrays, device)
 
 

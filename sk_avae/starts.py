@@ -41,6 +41,7 @@ _LARGEST_PROPOSAL = 1.5
 
 _PRIMES = (2, 3, 5, 7, 11, 13)
 _N_PURE_TURNS = 4
+_IMAGES_PER_PART = 4096
 
 
 class Moments(NamedTuple):
@@ -137,7 +138,8 @@ def moments(images: Tensor, background: Tensor) -> Moments:
 
 def mean_moments(images: Tensor, background: Tensor) -> Moments:
     """Return the means of the moments of images: those of a typical one, with n = 1."""
-    found = moments(images, background)
+    parts = [moments(part, background) for part in images.split(_IMAGES_PER_PART)]  # type: ignore[no-untyped-call]
+    found = Moments(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     return Moments(found.centroid.mean(dim=0, keepdim=True), found.covariance.mean(dim=0, keepdim=True))
 
 
@@ -183,7 +185,7 @@ def moment_proposals(
     back = torch.linalg.inv(typical_root)
     proposals = []
     for i in range(n_proposals):
-        turn = _rotation(2 * math.pi * _centred(i // 2, 2), root)
+        turn = _rotation(2 * math.pi * _centred(i // 2, 2) if scale[0] > 0 else 0.0, root)
         linear = root @ turn @ back if i % 2 else common * turn
         shift = found.centroid - (linear @ typical.centroid[:, :, None])[:, :, 0]
         proposals.append(_pose(linear, shift, family, aspect))

@@ -557,8 +557,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _align(self, rows: NDArray[Any]) -> AlignmentResult:
         model = self._model()
-        learned = self.moments_ or ()
-        typical = Moments(*(to_tensor(moment, self._device()) for moment in learned)) if learned else None
+        typical = self._typical_moments()
         chunks = []
         for chunk in self.image_format_.chunks(len(rows)):
             images = self._to_model(rows[chunk])
@@ -576,6 +575,11 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         self._warn_unconverged(arrays["converged"])
         return self._in_input_units(arrays, rows.dtype)
+
+    def _typical_moments(self) -> Moments | None:
+        if self.moments_ is None:
+            return None
+        return Moments(*(to_tensor(moment, self._device()) for moment in self.moments_))
 
     def _warn_unconverged(self, converged: NDArray[Any]) -> None:
         n_missed = int((~converged).sum())

@@ -250,3 +250,16 @@ def test_halving_search_over_epochs(searched, digits):
     assert search.n_resources_ == [2, 4]
     assert search.best_estimator_.n_iter_ == 4
     assert_allclose(search.best_estimator_.score(digits.X[:50]), search.score(digits.X[:50]))
+
+
+def test_a_refit_forgets_the_column_names(small_avae, digits):
+    pixels = digits.X[:200, :784]
+    frame = pd.DataFrame(pixels, columns=[f"p{i}" for i in range(784)])
+    model = AffineCanonicalizer(small_avae(max_epochs=1)).fit(frame)
+    assert model.get_feature_names_out()[0] == "p0"
+    assert model.fit(pixels).get_feature_names_out()[0] == "x0"
+
+
+def test_a_stack_becomes_rows_where_data_frames_are_asked_for(fitted, digits):
+    model = AffineCanonicalizer(FrozenEstimator(fitted)).fit(digits.X[:10]).set_output(transform="pandas")
+    assert model.transform(digits.X_test[:3].reshape(3, 28, 28)).shape == (3, 784)

@@ -318,3 +318,16 @@ def test_without_a_folder_openml_is_asked(monkeypatch, subset, rows):
     assert np.array_equal(X, X_all[rows])
     assert y.tolist() == [i % 10 for i in range(70_000)][rows]
     assert (X.dtype, y.dtype) == (np.uint8, np.int64)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, bool, np.float64])
+def test_any_kind_of_pixels_is_perturbed(mnist_like, dtype):
+    X = (mnist_like > 127) if dtype is bool else mnist_like.astype(dtype)
+    perturbed, _ = make_perturbed(X, random_state=0)
+    assert perturbed.dtype == dtype
+    assert (perturbed != X).any()
+
+
+@pytest.fixture
+def mnist_like():
+    return load_mnist_sample("test")[0][:20]

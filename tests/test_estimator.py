@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import ClassVar
 
@@ -23,6 +25,7 @@ from sk_avae import AlignmentResult
 from sk_avae.affine import FAMILIES, to_matrix
 from sk_avae.datasets import make_perturbed
 from sk_avae.likelihoods import Bernoulli, Gaussian
+from sk_avae.vae import MLPVAE
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -872,3 +875,50 @@ def test_pandas_output_names_pixels_and_pose(small_avae, digits):
     assert_array_equal(model.inverse_transform(T).shape, X.shape)
     model.set_output(transform="default")
     assert_array_equal(model.transform(X), T.to_numpy())
+
+
+# ---------------------------------------------------------------- what a review found
+
+
+def test_fits_in_threads_give_the_bits_of_one_alone(small_avae, digits):
+    def weights(_):
+        return joblib.hash(small_avae(max_epochs=1).fit(digits.X[:256]).__getstate__()["module_"])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(weights, range(8))) == {weights(0)}
+
+
+@pytest.mark.parametrize("family", ["rotation", "affine"])
+def test_constant_images_stay_put_under_a_margin(small_avae, digits, family):
+    model = small_avae(max_epochs=1, pad=4, family=family).fit(digits.X[:500])
+    blank = np.stack([np.full(784, value, dtype=np.uint8) for value in (0, 100, 255)])
+    assert not model.align(blank).alpha.any()
+
+
+def test_instances_pickle_without_tensors_and_hash_alike(small_avae, digits):
+    with torch.random.fork_rng(devices=[]):
+        module = MLPVAE((1, 28, 28), 12, (32,))
+    model = small_avae(max_epochs=1, module=module, likelihood=Gaussian(0.5**0.5, "sigmoid"))
+    one, other = (clone(model).fit(digits.X[:256]) for _ in range(2))
+    assert joblib.hash(one) == joblib.hash(other)
+    assert b"torch._utils" not in pickle.dumps(one)
+    again = pickle.loads(pickle.dumps(one))
+    np.testing.assert_array_equal(again.transform(digits.X[:5]), one.transform(digits.X[:5]))
+    for a, b in zip(again.module.parameters(), module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_raw_pixels_choose_a_likelihood_that_holds_them(small_avae, digits):
+    X = (digits.X[:500] / np.float32(255) - 0.1307) / 0.3081
+    model = small_avae(max_epochs=5, rescale=False).fit(X)
+    assert isinstance(model.likelihood_, Gaussian)
+    assert model.reconstruct(X).max() > 1.5
+    with pytest.raises(ValueError, match="Bernoulli needs pixels between 0 and 1"):
+        small_avae(rescale=False, likelihood="bernoulli").fit(X)
+
+
+def test_channels_first_are_named_and_a_single_channel_may_be_left_out(small_avae, digits, fitted):
+    with pytest.raises(ValueError, match=r"channels came first.*transpose\(0, 2, 3, 1\)"):
+        small_avae().fit(np.zeros((20, 3, 16, 16)))
+    stack = digits.X_test[:4].reshape(4, 28, 28, 1)
+    np.testing.assert_array_equal(fitted.transform(stack), fitted.transform(digits.X_test[:4]))

@@ -1,0 +1,66 @@
+"""`AVAEEstimator.from_vae`: the affine layers around a VAE that was trained elsewhere."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from sk_avae import AVAEEstimator
+
+SHAPE = (28, 28)
+
+
+@pytest.fixture(scope="module")
+def vae(fitted):
+    """A trained module, and nothing else of the model that it comes from."""
+    return copy.deepcopy(fitted.module_)
+
+
+def around(vae, **parameters):
+    return AVAEEstimator.from_vae(vae, image_shape=SHAPE, scale=255.0, **parameters)
+
+
+def test_it_aligns_like_the_model_that_the_module_comes_from(vae, fitted, turned):
+    assert fitted.image_format_.scale == 255
+    np.testing.assert_array_equal(around(vae).align(turned.X[:100]).alpha, fitted.align(turned.X[:100]).alpha)
+
+
+def test_the_module_is_left_bit_by_bit(vae, turned):
+    vae.train()
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    model = around(vae)
+    model.transform(turned.X[:10])
+    assert vae.training
+    assert model.module_ is not vae
+    assert not model.module_.training
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert torch.equal(tensor, model.module_.state_dict()[name])
+
+
+def test_images_give_the_moments_to_start_from(vae, digits, fitted):
+    assert around(vae, family="affine").moments_ is None
+    model = around(vae, family="affine", X=digits.X[:2000])
+    for found, learned in zip(model.moments_, fitted.moments_, strict=True):
+        np.testing.assert_allclose(found, learned, atol=1e-6)
+
+
+def test_it_pickles(vae, turned):
+    model = around(vae)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.transform(turned.X[:20]), model.transform(turned.X[:20]))
+
+
+def test_pixels_and_background_are_in_the_units_of_the_input(vae, turned):
+    black_on_white = AVAEEstimator.from_vae(vae, image_shape=SHAPE, offset=255.0, scale=-255.0, background=255.0)
+    expected = around(vae).align(turned.X[:50]).alpha
+    np.testing.assert_array_equal(black_on_white.align(255 - turned.X[:50]).alpha, expected)
+
+
+def test_a_module_that_misses_the_contract_is_refused(vae):
+    with pytest.raises(TypeError, match=r"Linear is not an AVAE module.*Missing: `encode` and `decode`"):
+        AVAEEstimator.from_vae(torch.nn.Linear(2, 2), image_shape=SHAPE)
+    with pytest.raises((ValueError, RuntimeError)):
+        AVAEEstimator.from_vae(vae, image_shape=(8, 8))

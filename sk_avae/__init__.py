@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from .alignment import AlignmentResult
 from .canonicalizer import AffineCanonicalizer
+from .classifier import CanonicalizedClassifier
 from .estimator import AVAEEstimator
 
-__all__ = ["AVAEEstimator", "AffineCanonicalizer", "AlignmentResult"]
+__all__ = ["AVAEEstimator", "AffineCanonicalizer", "AlignmentResult", "CanonicalizedClassifier"]

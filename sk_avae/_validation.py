@@ -30,6 +30,9 @@ _FARTHEST_PIXEL = 1e6
 IMAGES_PER_CHUNK = 4096
 _PIXELS_PER_CHUNK = 2**22
 
+# What torch calls the margins that are not of the background.
+_MARGINS = {"border": "replicate", "reflect": "reflect"}
+
 ImageShape = tuple[int, ...]
 
 
@@ -148,6 +151,8 @@ class ImageFormat:
         In the units of the input.
     background : tuple of float
         Pixel value outside the image, per channel, in the units of the input.
+    padding : {"background", "border", "reflect"}, default="background"
+        What lies outside the image.
     """
 
     image_shape: ImageShape
@@ -155,9 +160,12 @@ class ImageFormat:
     offset: float
     scale: float
     background: tuple[float, ...]
+    padding: str = "background"
 
     @classmethod
-    def learn(cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, rescale: bool) -> "ImageFormat":
+    def learn(
+        cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, padding: str = "background", rescale: bool
+    ) -> "ImageFormat":
         """Learn scale and background from training images.
 
         The background is, per channel, the median of the pixels along the images' edges.
@@ -168,7 +176,9 @@ class ImageFormat:
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
         if rescale and np.mean(background) > (low + high) / 2:
             low, high = high, low
-        return cls(image_shape, pad, low, (high - low) or 1.0, background)
+        if padding == "reflect" and pad >= min(height, width):
+            raise ValueError(f"padding='reflect' mirrors less than an image: pad={pad} is too much for {image_shape}.")
+        return cls(image_shape, pad, low, (high - low) or 1.0, background, padding)
 
     @property
     def n_features(self) -> int:
@@ -200,6 +210,8 @@ class ImageFormat:
         raw = torch.from_numpy(stack if stack.flags.writeable else stack.copy())
         if not self.pad:
             return raw
+        if self.padding != "background":
+            return F.pad(raw, (self.pad,) * 4, mode=_MARGINS[self.padding])
         background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
         return F.pad(raw - background, (self.pad,) * 4) + background
 
@@ -268,7 +280,8 @@ class ImageFormat:
         pose = torch.from_numpy(alpha[moved] / self.frame_units(parameters_of(family))).to(raw.dtype)
         matrix = to_matrix(pose, family, aspect=raw.shape[3] / raw.shape[2])
         background = torch.tensor(self.background, dtype=raw.dtype)
-        warped[moved] = self.to_rows(warp(raw, invert(matrix) if inverse else matrix, background=background))
+        matrix = invert(matrix) if inverse else matrix
+        warped[moved] = self.to_rows(warp(raw, matrix, background=background, padding=self.padding))
         return warped
 
 

@@ -16,6 +16,9 @@ Rotation, shear and scale act on pixels, not on normalised units, so that a turn
 is not square; ``aspect`` (width over height) carries that into the matrix. The zero vector is the identity
 of every family, and every alpha is invertible.
 
+``with_reflection(family)`` names a family's larger half-brother, in which the canonical image may have been mirrored
+(left to right) first: its last parameter, ``reflected``, is 0 or 1.
+
 References
 ----------
 Bidart & Wong (2019), "Affine Variational Autoencoders", section 3.1; Jaderberg et al. (2015), "Spatial
@@ -42,9 +45,14 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 # The affine parameters that each parameter of a family drives (itself, unless named here).
 _DRIVES = {"log_scale": ("log_scale_x", "log_scale_y")}
 
+# What the name of a family with mirrored images ends in, and the parameter that it has more.
+_WITH_REFLECTION = "+reflection"
+REFLECTED = "reflected"
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
-_PADDING_MODES = {"background": "zeros", "border": "border", "reflect": "reflection"}
+# What lies outside the frame, by the names that sampling has for it.
+PADDINGS = {"background": "zeros", "border": "border", "reflect": "reflection"}
 
 _SMALLEST_DETERMINANT = 1e-30
 
@@ -71,11 +79,28 @@ def parameters_of(family: str) -> tuple[str, ...]:
     >>> parameters_of("rigid")
     ('angle', 'tx', 'ty')
     """
-    if not isinstance(family, str) or family not in FAMILIES:
+    name = without_reflection(family) if isinstance(family, str) else family
+    if not isinstance(name, str) or name not in FAMILIES:
         near = get_close_matches(str(family), FAMILIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"family must be one of {sorted(FAMILIES)}, got {family!r}.{hint}")
-    return FAMILIES[family]
+    return FAMILIES[name] if name == family else (*FAMILIES[name], REFLECTED)
+
+
+def with_reflection(family: str) -> str:
+    """Return the name of a family that holds the mirrored images too.
+
+    Examples
+    --------
+    >>> parameters_of(with_reflection("rigid"))
+    ('angle', 'tx', 'ty', 'reflected')
+    """
+    return without_reflection(family) + _WITH_REFLECTION
+
+
+def without_reflection(family: str) -> str:
+    """Return the name of a family without its mirrored images."""
+    return family.removesuffix(_WITH_REFLECTION)
 
 
 def _driving_matrix(family: str, like: Tensor) -> Tensor:
@@ -83,6 +108,8 @@ def _driving_matrix(family: str, like: Tensor) -> Tensor:
     parameters = parameters_of(family)
     driving = like.new_zeros(len(parameters), len(AFFINE_PARAMETERS))
     for row, name in enumerate(parameters):
+        if name == REFLECTED:
+            continue
         for target in _DRIVES.get(name, (name,)):
             driving[row, AFFINE_PARAMETERS.index(target)] = 1.0
     return driving
@@ -126,6 +153,8 @@ def to_matrix(alpha: Tensor, family: str = "affine", *, aspect: float = 1.0) -> 
     angle, log_x, log_y, shear, tx, ty = (alpha @ _driving_matrix(family, alpha)).unbind(1)
     cos, sin = angle.cos(), angle.sin()
     scale_x, scale_y = log_x.exp(), log_y.exp()
+    if parameters[-1] == REFLECTED:
+        scale_x = torch.where(alpha[:, -1] > 0.5, -scale_x, scale_x)
     slope = shear * scale_y
     row_x = torch.stack([cos * scale_x, (cos * slope + sin * scale_y) / aspect, tx], dim=1)
     row_y = torch.stack([-sin * scale_x * aspect, cos * scale_y - sin * slope, ty], dim=1)
@@ -166,6 +195,10 @@ def from_matrix(matrix: Tensor, family: str = "affine", *, aspect: float = 1.0) 
     a, b = matrix[:, 0, 0], matrix[:, 0, 1] * aspect
     c, d = matrix[:, 1, 0] / aspect, matrix[:, 1, 1]
     determinant = a * d - b * c
+    mirrored = parameters_of(family)[-1] == REFLECTED
+    if mirrored:
+        sign = determinant.sign()
+        a, c, determinant = a * sign, c * sign, determinant * sign
     if not bool((determinant > _SMALLEST_DETERMINANT).all()):
         raise ValueError(
             f"matrix needs a positive determinant (no reflection, not singular); the smallest is "
@@ -177,8 +210,9 @@ def from_matrix(matrix: Tensor, family: str = "affine", *, aspect: float = 1.0) 
     full = torch.stack(
         [torch.atan2(-c, a), scale_x.log(), scale_y.log(), shear, matrix[:, 0, 2], matrix[:, 1, 2]], dim=1
     )
-    driving = _driving_matrix(family, full)
-    return full @ (driving / driving.sum(dim=1, keepdim=True)).T
+    driving = _driving_matrix(without_reflection(family), full)
+    alpha = full @ (driving / driving.sum(dim=1, keepdim=True)).T
+    return torch.cat([alpha, (sign < 0).to(alpha)[:, None]], dim=1) if mirrored else alpha
 
 
 def identity_matrix(n: int, like: Tensor) -> Tensor:
@@ -277,8 +311,8 @@ def warp(
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
-    if padding not in _PADDING_MODES:
-        raise ValueError(f"padding must be one of {list(_PADDING_MODES)}, got {padding!r}.")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {list(PADDINGS)}, got {padding!r}.")
     if isinstance(background, Tensor):
         background = background.view(1, -1, 1, 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
@@ -287,7 +321,7 @@ def warp(
         images - background,
         grid,
         mode=interpolation,
-        padding_mode=_PADDING_MODES[padding],
+        padding_mode=PADDINGS[padding],
         align_corners=False,
     )
     return sampled + background

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine import identity_matrix, invert, parameters_of, to_matrix, warp, wrap_angle
+from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, wrap_angle
 from .descent import ValueAndGradient, refine
 from .likelihoods import kl_divergence
 
@@ -43,6 +43,7 @@ DEFAULT_PRIOR = {
     "shear": 0.2,
     "tx": 0.5,
     "ty": 0.5,
+    REFLECTED: math.inf,
 }
 
 # A prior narrower than this is as good as frozen, and its precision would not fit float32.
@@ -57,7 +58,13 @@ _STEP = {
     "shear": 0.15,
     "tx": 0.1,
     "ty": 0.1,
+    REFLECTED: 0.0,
 }
+
+# The part of such a distance over which curvature is taken, and deviations of parameters, and of angles, of which
+# the ELBO says nothing (an angle is then uniform on the circle).
+_CURVATURE_STEP = 0.5
+_WIDEST = (1.0, math.pi / math.sqrt(3))
 
 # Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
 # 0.61) are taken to lead to one optimum.
@@ -71,7 +78,8 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
     ----------
     alpha_prior : "auto", mapping or None
         "auto" is `DEFAULT_PRIOR`; None is flat everywhere (the paper's); a mapping from names to standard
-        deviations replaces single defaults, where 0 freezes a parameter at 0 and infinity makes it flat.
+        deviations replaces single defaults, where 0 freezes a parameter at 0 and infinity makes it flat. That
+        of an angle is a von Mises distribution's, ``kappa = 1 / sd ** 2``.
     family : str
         The family whose parameters are meant.
 
@@ -97,7 +105,7 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
         alpha_prior = {}
     if not isinstance(alpha_prior, Mapping):
         raise ValueError(f"alpha_prior must be 'auto', None or a dict, got {alpha_prior!r}.")
-    unknown = sorted(set(alpha_prior) - set(names))
+    unknown = sorted(set(alpha_prior) - (set(names) - {REFLECTED}))
     if unknown:
         raise ValueError(f"alpha_prior names {unknown}, but the family {family!r} has {list(names)}.")
     for name, value in alpha_prior.items():
@@ -123,6 +131,10 @@ class AVAE:
         Pixel value outside the frame.
     scale : tuple of float
         The prior's standard deviations, see `prior_scale`.
+    padding : {"background", "border", "reflect"}, default="background"
+        What lies outside the frame, see `affine.warp`.
+    critic : nn.Module or None, default=None
+        Scores canonical images, in nats; see `critic.Critic`. It has a say in which of the refined poses is best.
     """
 
     vae: nn.Module
@@ -130,23 +142,28 @@ class AVAE:
     family: str
     background: Tensor
     scale: tuple[float, ...]
+    padding: str = "background"
+    critic: nn.Module | None = None
 
     def matrix(self, alpha: Tensor, images: Tensor) -> Tensor:
         """Return the matrices, of shape (n, 2, 3), of poses of images."""
         return to_matrix(alpha, self.family, aspect=images.shape[3] / images.shape[2])
 
+    def canonical(self, images: Tensor, matrix: Tensor) -> Tensor:
+        """Apply the first affine layer: images in the canonical pose."""
+        return warp(images, matrix, background=self.background, padding=self.padding)
+
     def encode(self, images: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the first affine layer and the encoder: mean and log variance, each (n, latent_size)."""
-        if matrix is not None:
-            images = warp(images, matrix, background=self.background)
-        return self.vae.encode(images)  # type: ignore[operator]
+        return self.vae.encode(images if matrix is None else self.canonical(images, matrix))  # type: ignore[operator]
 
     def decode(self, z: Tensor, matrix: Tensor | None = None) -> Tensor:
         """Apply the decoder and the last affine layer: the likelihood's parameters in the input's pose."""
         parameters = self.vae.decode(z)  # type: ignore[operator]
         if matrix is None:
             return parameters
-        return warp(parameters, invert(matrix), background=self.likelihood.fill(self.background))  # type: ignore[operator]
+        fill = self.likelihood.fill(self.background)  # type: ignore[operator]
+        return warp(parameters, invert(matrix), background=fill, padding=self.padding)
 
     def elbo(self, images: Tensor, alpha: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Return the ELBO of each image, in nats, taken in the input frame.
@@ -175,9 +192,24 @@ class AVAE:
         return log_prob - kl_divergence(mean, log_var)
 
     def log_prior(self, alpha: Tensor) -> Tensor:
-        """Return the log-density of poses up to a constant, of shape (n,); 0 at the identity."""
+        """Return the log-density of poses up to a constant, of shape (n,); 0 at the identity.
+
+        Gaussian, and von Mises on an angle: there the distance is a chord of the circle.
+        """
         precision = [0.0 if s == 0 else s**-2 for s in self.scale]
+        names = parameters_of(self.family)
+        if any(name == "angle" and p for name, p in zip(names, precision, strict=True)):
+            angles = torch.tensor([name == "angle" for name in names], device=alpha.device)
+            alpha = torch.where(angles, 2 * (alpha / 2).sin(), alpha)
         return -0.5 * (alpha.square() * alpha.new_tensor(precision)).sum(dim=1)
+
+    def appeal(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Return what the critic says of the canonical images, in nats, of shape (n,); 0 without one."""
+        if self.critic is None:
+            return images.new_zeros(len(images))
+        if alpha is not None:
+            images = self.canonical(images, self.matrix(alpha, images))
+        return self.critic(images)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -194,14 +226,24 @@ class AlignmentResult:
         ELBO at `alpha`, without the prior, in nats.
     elbo_identity : ndarray of shape (n_samples,)
         ELBO of the image as it came.
+    gain : ndarray of shape (n_samples,)
+        What the best hypothesis gains over the image as it came, in nats: ELBO, log prior and what the critic says.
+        The image was moved if this exceeds `min_gain`.
     n_iter : ndarray of shape (n_samples,)
         Evaluations that refining took, for the hypothesis that took the most.
     converged : ndarray of shape (n_samples,)
         Whether the refinement of the best hypothesis converged.
     hypotheses : ndarray of shape (n_samples, n_hypotheses, n_params)
-        Refined poses, best first (by ELBO plus log prior); an image that stays put has the identity before them.
+        Distinct poses, best first; an image that stays put has the identity before them. Where fewer were found,
+        repetitions follow, with weight 0.
     hypothesis_elbo : ndarray of shape (n_samples, n_hypotheses)
         Their ELBO.
+    hypothesis_weight : ndarray of shape (n_samples, n_hypotheses)
+        Their probabilities: proportional to exp(energy / temperature), with the energy as in `gain` and the temperature
+        that `fit` learned.
+    alpha_std : ndarray of shape (n_samples, n_params) or None
+        Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
+        own poses together; 0 where a parameter is frozen.
     parameters : tuple of str
         Names of alpha's columns.
     image_shape : tuple of int
@@ -212,22 +254,33 @@ class AlignmentResult:
     matrix: Any
     elbo: Any
     elbo_identity: Any
+    gain: Any
     n_iter: Any
     converged: Any
     hypotheses: Any
     hypothesis_elbo: Any
+    hypothesis_weight: Any
+    alpha_std: Any = None
     parameters: tuple[str, ...] = ()
     image_shape: tuple[int, int] = (1, 1)
 
+    @property
+    def reflected(self) -> Any:
+        """Which images are mirrored (left to right in the canonical pose), of shape (n_samples,), bool."""
+        mirrored = self.alpha[:, -1] > 0.5
+        return mirrored if self.parameters[-1:] == (REFLECTED,) else mirrored & False
+
     def arrays(self) -> dict[str, Any]:
         """Return the per-image arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Any}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Any}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with a row per image, in degrees, factors and pixels.
 
         Angles become ``<name>_deg``, scales factors (``scale`` for ``log_scale``), translations pixels
-        (``tx_px``); ELBO, gain over the identity, iterations and convergence follow.
+        (``tx_px``), reflection True or False; the probability of the pose, ELBO, gain of ELBO over the identity,
+        iterations and convergence follow.
 
         Raises
         ------
@@ -246,7 +299,8 @@ class AlignmentResult:
             elif name in ("tx", "ty"):
                 columns[f"{name}_px"] = values * (width if name == "tx" else height) / 2
             else:
-                columns[name] = values
+                columns[name] = self.reflected if name == REFLECTED else values
+        columns["probability"] = self.hypothesis_weight[:, 0]
         columns["elbo"] = self.elbo
         columns["gain"] = self.elbo - self.elbo_identity
         columns["n_iter"] = self.n_iter
@@ -368,6 +422,7 @@ def align(
     max_iter: int = 100,
     tol: float = 1e-2,
     min_gain: float = 0.0,
+    temperature: float = 1.0,
     movable: Tensor | None = None,
 ) -> AlignmentResult:
     """Find the pose of each image.
@@ -387,7 +442,9 @@ def align(
     tol : float, default=1e-2
         Promised gain, in nats, below which a start has converged.
     min_gain : float, default=0.0
-        An image is moved only if ELBO plus log prior gain more than this over the identity, in nats.
+        An image is moved only if the energy (ELBO, log prior, critic) gains more than this over the identity, in nats.
+    temperature : float, default=1.0
+        Of the hypotheses' weights, in nats.
     movable : Tensor of bool of shape (n,) or None, default=None
         Which images may move at all; None keeps the constant ones where they are.
 
@@ -424,50 +481,117 @@ def align(
         max_iter=max_iter if bool(unit.any()) else 0,
         tol=tol,
     )
-    loss = loss.nan_to_num(nan=math.inf)
-    elbo = (-loss - model.log_prior(alpha)).view(-1, k)
-    alpha = wrap_angle(alpha, model.family).view(-1, k, alpha.shape[1])
-    order = (-loss).view(-1, k).argsort(dim=1, descending=True, stable=True)
-    return _gated(
-        model,
-        images,
-        elbo_identity,
-        alpha=alpha.gather(1, order[:, :, None].expand_as(alpha)),
-        elbo=elbo.gather(1, order),
-        gain=-loss.view(-1, k).gather(1, order)[:, 0] - elbo_identity,
-        n_iter=n_iter.view(-1, k).amax(dim=1),
-        converged=converged.view(-1, k).gather(1, order)[:, 0],
-        min_gain=min_gain,
-        movable=~is_constant(images) if movable is None else movable,
-    )
-
-
-def _gated(
-    model: AVAE,
-    images: Tensor,
-    elbo_identity: Tensor,
-    *,
-    alpha: Tensor,
-    elbo: Tensor,
-    gain: Tensor,
-    n_iter: Tensor,
-    converged: Tensor,
-    min_gain: float,
-    movable: Tensor,
-) -> AlignmentResult:
-    """Assemble the result; an image that gains too little, or may not move, keeps the identity exactly."""
-    stays = ~(gain > min_gain) | ~movable | (alpha[:, 0] == 0).all(dim=1)
-    identity_first = torch.cat([torch.zeros_like(alpha[:, :1]), alpha[:, :-1]], dim=1)
-    alpha = torch.where(stays[:, None, None], identity_first, alpha)
-    elbo = torch.where(stays[:, None], torch.cat([elbo_identity[:, None], elbo[:, :-1]], dim=1), elbo)
-    matrix = model.matrix(alpha[:, 0], images)
+    log_prior = model.log_prior(alpha)
+    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, alpha)
+    energy = (appeal - loss).nan_to_num(nan=-math.inf).view(n, k)
+    alpha = wrap_angle(alpha, model.family).view(n, k, n_params)
+    elbo = (-loss - log_prior).nan_to_num(nan=-math.inf).view(n, k)
+    best = energy.argmax(dim=1, keepdim=True)
+    found = _Found(alpha, elbo, energy).ordered(-energy)
+    identity_energy = elbo_identity + in_blocks(model.appeal, block_size(images), images)
+    gain = (found.energy[:, 0] - identity_energy).nan_to_num(nan=0.0)
+    movable = ~is_constant(images) if movable is None else movable
+    stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
+    found = found.behind_identity(stays, elbo_identity, identity_energy + min_gain)
+    repeats = _repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k, -1))
+    found, repeats = found.ordered(repeats.long()), repeats.sort(dim=1, stable=True).values
+    # An image that may not move has one hypothesis, the others repeat it.
+    repeats = repeats | (~movable[:, None] & (torch.arange(k, device=repeats.device) > 0))
+    matrix = model.matrix(found.alpha[:, 0], images)
     return AlignmentResult(
-        alpha=alpha[:, 0],
-        matrix=torch.where(stays[:, None, None], identity_matrix(len(images), matrix), matrix),
-        elbo=elbo[:, 0],
+        alpha=found.alpha[:, 0],
+        matrix=torch.where(stays[:, None, None], identity_matrix(n, matrix), matrix),
+        elbo=found.elbo[:, 0],
         elbo_identity=elbo_identity,
-        n_iter=n_iter,
-        converged=converged | stays,
-        hypotheses=alpha,
-        hypothesis_elbo=elbo,
+        gain=gain,
+        n_iter=n_iter.view(n, k).amax(dim=1),
+        converged=converged.view(n, k).gather(1, best)[:, 0] | stays,
+        hypotheses=found.alpha,
+        hypothesis_elbo=found.elbo,
+        hypothesis_weight=_weights(found.energy / temperature, repeats),
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The refined hypotheses of each image: alpha of shape (n, k, n_params), ELBO and energy of shape (n, k)."""
+
+    alpha: Tensor
+    elbo: Tensor
+    energy: Tensor
+
+    def ordered(self, key: Tensor) -> "_Found":
+        """Sort each image's hypotheses by a key of shape (n, k), lowest first."""
+        order = key.argsort(dim=1, stable=True)
+        alpha = self.alpha.gather(1, order[:, :, None].expand_as(self.alpha))
+        return _Found(alpha, self.elbo.gather(1, order), self.energy.gather(1, order))
+
+    def behind_identity(self, stays: Tensor, elbo: Tensor, energy: Tensor) -> "_Found":
+        """Put the identity, with its ELBO and energy, before the hypotheses of some images; the last falls out."""
+
+        def shifted(first: Tensor, values: Tensor) -> Tensor:
+            mask = stays.view(-1, *[1] * (values.ndim - 1))
+            return torch.where(mask, torch.cat([first, values[:, :-1]], dim=1), values)
+
+        return _Found(
+            shifted(torch.zeros_like(self.alpha[:, :1]), self.alpha),
+            shifted(elbo[:, None], self.elbo),
+            shifted(energy[:, None], self.energy),
+        )
+
+
+def _repeats(matrices: Tensor) -> Tensor:
+    """Tell which hypotheses repeat an earlier one that repeats none; matrices of shape (n, k, 6)."""
+    near = (matrices[:, :, None] - matrices[:, None]).norm(dim=3) < _SAME_BASIN
+    repeats = torch.zeros(matrices.shape[:2], dtype=torch.bool, device=matrices.device)
+    for later in range(1, matrices.shape[1]):
+        repeats[:, later] = (near[:, later, :later] & ~repeats[:, :later]).any(dim=1)
+    return repeats
+
+
+def _weights(energy: Tensor, repeats: Tensor) -> Tensor:
+    """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first."""
+    below = (energy - energy[:, :1]).nan_to_num(nan=-math.inf).masked_fill(repeats, -math.inf)
+    below[:, 0] = 0.0
+    return below.softmax(dim=1)
+
+
+def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
+    """Return standard deviations of poses, from the curvature of ELBO plus log prior at the optimum.
+
+    The covariance is the inverse Hessian (Laplace's approximation). The Hessian is taken by
+    central differences of the gradient over steps in which the kinks of the interpolation average out. Where the ELBO
+    is flat the deviation is that of the prior, or of the uniform distribution on the circle for an angle.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    alpha : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    deviation : Tensor of shape (n, n_params)
+        In units of alpha; 0 for frozen parameters.
+    """
+    names = parameters_of(model.family)
+    unit = [0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)]
+    free = [i for i, u in enumerate(unit) if u]
+    deviation = torch.zeros_like(alpha)
+    if not free:
+        return deviation
+    evaluate = _loss_and_gradient(model, images)
+    rows = torch.arange(len(images), device=images.device)
+    steps = alpha.new_tensor(unit)[free]
+    columns = []
+    for i in free:
+        step = torch.zeros_like(alpha[:1])
+        step[0, i] = unit[i] * _CURVATURE_STEP
+        change = evaluate(rows, alpha + step)[1] - evaluate(rows, alpha - step)[1]
+        columns.append((change[:, free] * steps / (2 * _CURVATURE_STEP)).nan_to_num())
+    hessian = torch.stack(columns, dim=2).double()
+    eigenvalues, vectors = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
+    variance = (vectors.square() / eigenvalues.clamp(min=1e-6)[:, None]).sum(dim=2)
+    widest = steps.new_tensor([min(model.scale[i], _WIDEST[names[i] == "angle"]) for i in free])
+    deviation[:, free] = (variance.sqrt().to(alpha) * steps).minimum(widest)
+    return deviation

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -30,12 +31,26 @@ from ._validation import (
     to_tensor,
     unchanged_on_error,
 )
-from .affine import parameters_of, to_matrix
-from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, is_constant, prior_scale
+from .affine import PADDINGS, REFLECTED, parameters_of, to_matrix, with_reflection
+from .alignment import (
+    AVAE,
+    AlignmentResult,
+    align,
+    block_size,
+    in_blocks,
+    is_constant,
+    pose_deviation,
+    prior_scale,
+)
+from .choice import learn_to_choose
+from .critic import Critic, Search
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .net import train
 from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
+
+# Share of upright training images that `min_gain="auto"` lets move.
+_FALSE_ALARMS = 0.05
 
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
@@ -65,9 +80,16 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Prior on the pose. "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
         deviation 0.2) and shifts (0.5 half sides): without it a flexible family turns one digit into another.
         A dict from parameter names to standard deviations replaces single defaults, 0 freezes a parameter.
-        None is flat everywhere, as in the paper.
-    min_gain : float, default=0.0
-        An image is moved only if ELBO plus log prior gain more than this, in nats.
+        A finite one on the angle is that of a von Mises distribution. None is flat everywhere, as in the paper.
+    allow_reflection : bool, default=False
+        Whether the family holds the mirrored images too: alpha then has one more column, `reflected`, 0 or 1.
+    critic : bool, default=True
+        Whether `fit` trains a small network to tell right poses from wrong ones, on what alignment finds for perturbed
+        training images; it then has a say in which of the refined poses is best.
+    min_gain : float or "auto", default=0.0
+        The identity gate: an image is moved only if the energy (ELBO, log prior and what the critic says) gains more
+        than this, in nats; otherwise it stays as it is, exactly. "auto" learns it in `fit`, such that 5 % of upright
+        training images would be moved.
     align_training : bool, default=False
         Whether training images are aligned while training. Not implemented yet.
     module : {"mlp", "conv"}, nn.Module class or instance, default="mlp"
@@ -83,7 +105,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         (height, width) or (height, width, channels). None reads a square, or one row if the number of
         features is no square, in which case only x-scale and x-shift are free.
     pad : int, default=0
-        Margin in pixels of background around the image in the model's frame; results are cropped.
+        Margin in pixels around the image in the model's frame; results are cropped.
+    padding : {"background", "border", "reflect"}, default="background"
+        What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image.
     rescale : bool, default=True
         Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0.
     max_epochs : int, default=30
@@ -130,6 +154,15 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image).
     n_iter_ : int
         Epochs run.
+    critic_ : nn.Module or None
+        The trained critic; None without one, or where there were too few images to train it.
+    temperature_ : float
+        Of the hypotheses' weights, in nats.
+    pose_spread_ : dict from str to float
+        Per parameter, the standard deviation of the training images' own poses around the canonical one, as far as
+        alignment tells; a part of `alpha_std`.
+    min_gain_ : float
+        `min_gain`, or what "auto" learned.
     n_features_in_ : int
         Pixels per image.
     feature_names_in_ : ndarray of str
@@ -159,13 +192,16 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         max_iter: int = 100,
         tol: float = 1e-2,
         alpha_prior: str | Mapping[str, float] | None = "auto",
-        min_gain: float = 0.0,
+        allow_reflection: bool = False,
+        critic: bool = True,
+        min_gain: float | str = 0.0,
         align_training: bool = False,
         module: str | type[nn.Module] | nn.Module = "mlp",
         hidden_layer_sizes: Sequence[int] = (512, 256),
         likelihood: str | nn.Module = "auto",
         image_shape: tuple[int, ...] | None = None,
         pad: int = 0,
+        padding: str = "background",
         rescale: bool = True,
         max_epochs: int = 30,
         batch_size: int = 256,
@@ -186,6 +222,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
         self.alpha_prior = alpha_prior
+        self.allow_reflection = allow_reflection
+        self.critic = critic
         self.min_gain = min_gain
         self.align_training = align_training
         self.module = module
@@ -193,6 +231,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.likelihood = likelihood
         self.image_shape = image_shape
         self.pad = pad
+        self.padding = padding
         self.rescale = rescale
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -232,7 +271,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self._check_parameters()
             device = resolve_device(self.device)
             generator = torch.Generator().manual_seed(seed_from(self.random_state))
-            image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), rescale=self.rescale)
+            image_format = ImageFormat.learn(
+                rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=self.rescale
+            )
             likelihood_recipe = self._likelihood_recipe_for(image_format, rows)
             likelihood = persistence.build(likelihood_recipe)
             images = self._training_images(image_format, likelihood, rows, device)
@@ -253,6 +294,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self.n_iter_ = len(history)
             self._recipe = recipe
             self._likelihood_recipe = likelihood_recipe
+            self._learn_to_choose(images, generator)
         return self
 
     def _training_images(
@@ -271,11 +313,13 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return images
 
     def _check_parameters(self) -> None:
-        prior_scale(self.alpha_prior, self.family)
+        prior_scale(self.alpha_prior, self._family)
         for name in ("latent_size", "max_epochs", "batch_size", "n_iter_no_change"):
             check_count(name, getattr(self, name))
         self._check_search()
         check_count("pad", self.pad, minimum=0)
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding must be one of {list(PADDINGS)}, got {self.padding!r}.")
         check_number("lr", self.lr, boundaries="neither")
         check_number("weight_decay", self.weight_decay)
         if self.validation_fraction is not None:
@@ -293,7 +337,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             check_count(name, getattr(self, name))
         check_count("max_iter", self.max_iter, minimum=0)
         check_number("tol", self.tol)
-        check_number("min_gain", self.min_gain)
+        if self.min_gain != "auto":
+            check_number("min_gain", self.min_gain)
 
     def _likelihood_recipe_for(self, image_format: ImageFormat, rows: NDArray[Any]) -> dict[str, Any]:
         likelihood: Any = self.likelihood
@@ -365,6 +410,36 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             verbose=self.verbose,
         )
 
+    def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
+        """Learn what helps to choose between hypotheses, and the gate, from training images."""
+        self.critic_, self.temperature_, self.pose_spread_ = None, 1.0, {}
+        self.min_gain_ = 0.0 if self.min_gain == "auto" else float(self.min_gain)
+        model, typical, device = self._model(), self._typical_moments(), images.device
+        images = images[~is_constant(images)]
+        parameters = parameters_of(self._family)
+        if not any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
+            return
+        search = Search(self.n_restarts, self.n_refine, self.max_iter, self.tol)
+        with persistence.global_generator(int(torch.randint(2**31, (), generator=generator)), device):
+            choice = learn_to_choose(
+                model,
+                images,
+                typical,
+                with_critic=self.critic,
+                search=search,
+                generator=generator,
+                verbose=self.verbose,
+            )
+        if choice is None:
+            return
+        self.critic_ = None if choice.critic is None else persistence.freeze(choice.critic, device)
+        self.temperature_ = choice.temperature
+        spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
+        self.pose_spread_ = dict(zip(parameters, spread.tolist(), strict=True))
+        if self.min_gain == "auto":
+            gain = self._align_images(choice.held_out, min_gain=0.0).gain
+            self.min_gain_ = max(0.0, float(gain.quantile(1 - _FALSE_ALARMS)))
+
     @classmethod
     def from_vae(
         cls,
@@ -394,7 +469,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         background : float or sequence of float, default=0.0
             Pixel value outside the image, per channel, in the units of the input.
         X : array-like or None, default=None
-            Images in the canonical pose, for starting poses from their moments; only read.
+            Images in the canonical pose: for starting poses from their moments, to train the critic, and to learn the
+            temperature and an "auto" `min_gain`; the module only reads them.
         **parameters
             Of `AVAEEstimator`: `family`, `n_restarts`, `pad` and so on.
 
@@ -423,7 +499,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         shape = resolve_image_shape(image_shape, math.prod(image_shape))
         channels = shape[2] if len(shape) == 3 else 1
         per_channel = np.broadcast_to(np.asarray(background, dtype=float), channels)
-        image_format = ImageFormat(shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()))
+        image_format = ImageFormat(
+            shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()), estimator.padding
+        )
         vae = copy.deepcopy(module).eval().float()
         estimator.latent_size = check_shapes(vae, image_format.frame_shape)
         estimator._check_parameters()
@@ -435,10 +513,16 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         estimator.image_format_, estimator.image_shape_ = image_format, shape
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_, estimator.moments_ = [], 0, None
+        estimator.critic_, estimator.temperature_, estimator.pose_spread_ = None, 1.0, {}
         if X is not None:
             images = estimator._to_model(estimator._rows(X))
             typical = mean_moments(images, image_format.model_background(device))
             estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
+            estimator._learn_to_choose(images, torch.Generator().manual_seed(seed_from(estimator.random_state)))
+        elif estimator.min_gain == "auto":
+            raise ValueError("min_gain='auto' is learned from images in the canonical pose: pass them as X.")
+        else:
+            estimator.min_gain_ = float(estimator.min_gain)
         return estimator
 
     # ------------------------------------------------------------------ alignment
@@ -465,7 +549,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         ----------
         Bidart & Wong (2019), equation 2.
         """
-        return self._align(self._rows(X))
+        return self._align(self._rows(X), certainty=True)
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Return the canonical images, with alpha appended.
@@ -484,6 +568,27 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         rows = self._rows(X)
         alpha = self._align(rows).alpha
         return np.hstack([self._warp(rows, alpha), alpha])
+
+    def transform_hypotheses(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the canonical images of all hypotheses, with their weights.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        images : ndarray of shape (n_samples, n_hypotheses, n_features)
+            Canonical pixels in the input's units, the best hypothesis first: that is the one of `transform`.
+        weights : ndarray of shape (n_samples, n_hypotheses)
+            Probabilities of the hypotheses; 0 where one repeats another.
+        """
+        rows = self._rows(X)
+        found = self._align(rows)
+        k = found.hypotheses.shape[1]
+        images = [self._warp(rows, np.ascontiguousarray(found.hypotheses[:, j])) for j in range(k)]
+        return np.stack(images, axis=1), found.hypothesis_weight
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Turn canonical images back into the pose that they came in.
@@ -504,7 +609,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         parts = [
-            self.image_format_.warp_rows(rows[chunk], alpha[chunk], self.family, inverse=inverse)
+            self.image_format_.warp_rows(rows[chunk], alpha[chunk], self._family, inverse=inverse)
             for chunk in self.image_format_.chunks(len(rows))
         ]
         return np.concatenate(parts)
@@ -512,7 +617,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     def _split(self, X: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split rows into their first columns and the pose behind them."""
         rows = check_array(X, dtype=[np.float32, np.float64], input_name=name)
-        n_params = len(parameters_of(self.family))
+        n_params = len(parameters_of(self._family))
         if rows.shape[1] != n_first + n_params:
             raise ValueError(
                 f"{name} has {rows.shape[1]} columns, but {what} + n_params = {n_first} + {n_params} are needed."
@@ -533,44 +638,63 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return self.image_format_.to_model(rows, self.likelihood_.support, self._device())
 
     def _pose_to_model(self, alpha: NDArray[Any]) -> Tensor:
-        return self.image_format_.pose_to_model(alpha, self.family, self._device())
+        return self.image_format_.pose_to_model(alpha, self._family, self._device())
 
     def _in_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> NDArray[Any]:
         size = block_size(torch.empty(1, *self.image_format_.frame_shape, device="meta"))
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:
-        parameters = parameters_of(self.family)
-        scale = np.array(prior_scale(self.alpha_prior, self.family))
+        parameters = parameters_of(self._family)
+        scale = np.array(prior_scale(self.alpha_prior, self._family))
         height, width = self.image_shape_[:2]
         if height == 1 or width == 1:
             # An image of one row has no angle, shear or vertical side to speak of.
             free = {"log_scale", "log_scale_x", "tx"} if height == 1 else {"log_scale", "log_scale_y", "ty"}
-            scale[[name not in free for name in parameters]] = 0.0
+            scale[[name not in {*free, REFLECTED} for name in parameters]] = 0.0
         return AVAE(
             self.module_,
             self.likelihood_,
-            self.family,
+            self._family,
             self.image_format_.model_background(self._device()),
             scale=tuple(scale / self.image_format_.frame_units(parameters)),
+            padding=self.image_format_.padding,
+            critic=self.critic_ if self.critic else None,
         )
 
-    def _align(self, rows: NDArray[Any]) -> AlignmentResult:
+    @property
+    def _family(self) -> str:
+        """The family in full: with its mirrored images, where they are allowed."""
+        return with_reflection(self.family) if self.allow_reflection else self.family
+
+    def _min_gain(self) -> float:
+        """Return the gate: what was learned, or what is set now."""
+        return self.min_gain_ if self.min_gain == "auto" else float(self.min_gain)
+
+    def _align_images(self, images: Tensor, min_gain: float) -> AlignmentResult:
+        """Align images in the model's frame."""
+        model, typical = self._model(), self._typical_moments()
+        return align(
+            model,
+            images,
+            starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
+            n_refine=self.n_refine,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            min_gain=min_gain,
+            temperature=self.temperature_,
+            movable=~is_constant(self.image_format_.crop(images)),
+        )
+
+    def _align(self, rows: NDArray[Any], *, certainty: bool = False) -> AlignmentResult:
         model = self._model()
-        typical = self._typical_moments()
         chunks = []
         for chunk in self.image_format_.chunks(len(rows)):
             images = self._to_model(rows[chunk])
-            result = align(
-                model,
-                images,
-                starting_poses(images, model.background, typical, self.n_restarts, self.family, model.scale),
-                n_refine=self.n_refine,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                min_gain=self.min_gain,
-                movable=~is_constant(self.image_format_.crop(images)),
-            )
+            result = self._align_images(images, self._min_gain())
+            if certainty:
+                deviation = pose_deviation(model, images, result.alpha)
+                result = replace(result, alpha_std=deviation)
             chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
         arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         self._warn_unconverged(arrays["converged"])
@@ -593,12 +717,17 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _in_input_units(self, arrays: dict[str, NDArray[Any]], dtype: np.dtype[Any]) -> AlignmentResult:
         """Give poses the units of the image (not of the padded frame), ELBOs and floats those of the input."""
-        parameters = parameters_of(self.family)
-        for name in ("alpha", "hypotheses"):
-            arrays[name] = arrays[name] * self.image_format_.frame_units(parameters)
+        parameters = parameters_of(self._family)
+        for name in ("alpha", "hypotheses", "alpha_std"):
+            if name in arrays:
+                arrays[name] = arrays[name] * self.image_format_.frame_units(parameters)
+        if "alpha_std" in arrays:
+            spread = np.array([self.pose_spread_.get(name, 0.0) for name in parameters])
+            free = arrays["alpha_std"] > 0
+            arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
         for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
             arrays[name] = arrays[name] + self._log_jacobian()
-        arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self.family)
+        arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self._family)
         precision = np.float64 if dtype == np.float64 else np.float32
         arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
         return AlignmentResult(
@@ -718,7 +847,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
         def expected_image(z: Tensor, pose: Tensor) -> Tensor:
             _, height, width = image_format.frame_shape
-            matrix = to_matrix(pose, self.family, aspect=width / height)
+            matrix = to_matrix(pose, self._family, aspect=width / height)
             return self.likelihood_.mean(model.decode(z, matrix))  # type: ignore[operator]
 
         parts = []
@@ -759,7 +888,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         check_count("n_samples", n_samples)
         random = np.random.default_rng(seed_from(self.random_state))
         latent = random.standard_normal((n_samples, self._recipe["arguments"]["latent_size"]), dtype=np.float32)
-        alpha = np.zeros((n_samples, len(parameters_of(self.family))), dtype=np.float32)
+        alpha = np.zeros((n_samples, len(parameters_of(self._family))), dtype=np.float32)
         return self.decode(np.hstack([latent, alpha]))
 
     # ------------------------------------------------------------------ scikit-learn
@@ -776,7 +905,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         names : ndarray of str
         """
         check_is_fitted(self)
-        alphas = [f"alpha_{name}" for name in parameters_of(self.family)]
+        alphas = [f"alpha_{name}" for name in parameters_of(self._family)]
         return np.concatenate([feature_names(self, input_features), np.array(alphas, dtype=object)])
 
     def __sklearn_tags__(self) -> Any:
@@ -789,8 +918,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         state["_sk_avae_version"] = __version__
         if "module_" in state:
             state["_device"] = str(self._device())
-            for name in ("module_", "likelihood_"):
-                state[name] = persistence.to_arrays(state[name])
+            for name in ("module_", "likelihood_", "critic_"):
+                state[name] = None if state[name] is None else persistence.to_arrays(state[name])
             for name in ("_recipe", "_likelihood_recipe"):
                 state[name] = {**state[name], "module": persistence.pack(state[name]["module"])}
         for name in ("module", "likelihood"):
@@ -808,4 +937,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             device = persistence.available_device(state.pop("_device"))
             state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
             state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)
+            if state.get("critic_") is not None:
+                recipe = {"module": Critic, "arguments": {"image_shape": state["image_format_"].frame_shape}}
+                state["critic_"] = persistence.rebuild(recipe, state["critic_"], device)
         super().__setstate__(state)

@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from .alignment import AVAE
+from .critic import Critic, Hypotheses, choice_loss, judge
+
+_CRITIC_EPOCHS = 8
+_CRITIC_BATCH = 128
+_CRITIC_LR = 4e-3
 
 
 class TensorBatches:
@@ -30,27 +35,25 @@ class TensorBatches:
     Parameters
     ----------
     dataset : TensorDataset
-        Holds the images.
+        Holds the images, and what goes with them.
     batch_size : int
     generator : torch.Generator or None, default=None
         Shuffles each epoch anew; None keeps the order.
     """
 
     def __init__(self, dataset: TensorDataset, batch_size: int, generator: torch.Generator | None = None) -> None:
-        (self.images,) = dataset.tensors
+        self.tensors = dataset.tensors
         self.batch_size = batch_size
         self.generator = generator
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.tensors[0]) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, None]]:
-        if self.generator is None:
-            order = torch.arange(len(self.images))
-        else:
-            order = torch.randperm(len(self.images), generator=self.generator)
-        for rows in order.to(self.images.device).split(self.batch_size):  # type: ignore[no-untyped-call]
-            yield self.images[rows], None
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], None]]:
+        n = len(self.tensors[0])
+        order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
+        for rows in order.to(self.tensors[0].device).split(self.batch_size):  # type: ignore[no-untyped-call]
+            yield tuple(tensor[rows] for tensor in self.tensors), None
 
 
 class AVAENet(NeuralNet):
@@ -90,19 +93,19 @@ class AVAENet(NeuralNet):
     def _model(self) -> AVAE:
         return AVAE(self.module_, self.criterion_, self.family, self.background, scale=())
 
-    def train_step_single(self, batch: tuple[Tensor, None], **fit_params: Any) -> dict[str, Any]:
+    def train_step_single(self, batch: tuple[tuple[Tensor], None], **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a batch with a sampled z, and its gradient."""
         self._set_training(True)
-        images, _ = batch
+        (images,), _ = batch
         noise = torch.randn(len(images), self.latent_size, generator=self.noise).to(images)
         loss = -self._model().elbo(images, noise=noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}
 
-    def validation_step(self, batch: tuple[Tensor, None], **fit_params: Any) -> dict[str, Any]:
+    def validation_step(self, batch: tuple[tuple[Tensor], None], **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a held-out batch at the posterior mean."""
         self._set_training(False)
-        images, _ = batch
+        (images,), _ = batch
         with torch.no_grad():
             return {"loss": -self._model().elbo(images).mean(), "y_pred": None}
 
@@ -239,3 +242,94 @@ def train(
         raise _divergence(net, "a weight")
     kept = ("epoch", "train_loss", "valid_loss")
     return [{name: float(epoch[name]) for name in kept if name in epoch} for epoch in net.history]
+
+
+class _CriticNet(NeuralNet):
+    """A skorch net that learns to choose a right hypothesis.
+
+    Parameters
+    ----------
+    model : AVAE
+        Warps images by their hypotheses.
+    *args, **kwargs
+        Of `skorch.NeuralNet`.
+    """
+
+    def __init__(self, *args: Any, model: AVAE, **kwargs: Any) -> None:
+        self.model = model
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [("train_loss", PassthroughScoring("train_loss", on_train=True))]
+
+    def train_step_single(self, batch: tuple[tuple[Tensor, ...], None], **fit_params: Any) -> dict[str, Any]:
+        """Compute the loss of a batch of hypotheses, and its gradient."""
+        self._set_training(True)
+        found = Hypotheses(*batch[0])
+        scores = judge(self.model, self.module_, found).masked_fill(found.energy == -math.inf, -math.inf)
+        loss = choice_loss(scores, found.right)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), "y_pred": None}
+
+
+def train_critic(
+    critic: Critic,
+    model: AVAE,
+    hypotheses: Hypotheses,
+    *,
+    generator: torch.Generator,
+    device: torch.device,
+    verbose: int,
+) -> None:
+    """Train a critic in place to choose the right ones among hypotheses.
+
+    AdamW with one cycle of the learning rate. Images without a right hypothesis, or with nothing else, teach nothing
+    and are left out.
+
+    Parameters
+    ----------
+    critic : Critic
+        Trained in place, and left in training mode.
+    model : AVAE
+    hypotheses : Hypotheses
+    generator : torch.Generator
+        On the CPU: draws the order of the images.
+    device : torch.device
+    verbose : int
+        Prints a line per epoch if positive.
+    """
+    wrong = ~hypotheses.right & hypotheses.energy.isfinite()
+    teaches = hypotheses.right.any(dim=1) & wrong.any(dim=1)
+    if not bool(teaches.any()):
+        return
+    dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
+    n_steps = _CRITIC_EPOCHS * -(-len(dataset) // _CRITIC_BATCH)
+    schedule = LRScheduler(
+        torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=_CRITIC_LR,
+        total_steps=n_steps + 1,
+        step_every="batch",
+        event_name=None,
+    )
+    net = _CriticNet(
+        critic,
+        nn.Identity,  # the loss is computed in the step
+        model=model,
+        optimizer=torch.optim.AdamW,
+        optimizer__weight_decay=1e-2,
+        optimizer__fused=True,
+        lr=_CRITIC_LR / 25,
+        max_epochs=_CRITIC_EPOCHS,
+        batch_size=_CRITIC_BATCH,
+        iterator_train=TensorBatches,
+        iterator_train__generator=generator,
+        train_split=None,
+        callbacks=[schedule, *([EpochTimer(), PrintLog()] if verbose else [])],
+        device=device,
+        verbose=verbose,
+    )
+    net.initialize()
+    net.notify("on_train_begin", X=None)
+    net.fit_loop(dataset)
+    net.notify("on_train_end", X=None)

@@ -23,10 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .affine import from_matrix, parameters_of
+from .affine import REFLECTED, from_matrix, parameters_of, without_reflection
 
-# How far the table reaches to either side of the identity.
-_REACH = {
+# How far the table reaches to either side of the identity, and what training images are perturbed by.
+REACH = {
     "angle": math.pi,
     "log_scale": 0.5,
     "log_scale_x": 0.5,
@@ -96,16 +96,41 @@ def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Ten
     names = parameters_of(family)
     free = [s > 0 for s in scale]
     if not any(free):
-        return torch.zeros(1, len(names))
+        return torch.zeros(min(1, n_restarts), len(names))
     n_pure_turns = _N_PURE_TURNS if free[0] else 1
     rows = []
     for i in range(n_restarts):
         row = []
         for name, base, is_free in zip(names, _PRIMES, free, strict=False):
             varies = is_free and (name == "angle" or i >= n_pure_turns)
-            row.append(2 * _REACH[name] * _centred(i, base) if varies else 0.0)
+            row.append(2 * REACH[name] * _centred(i, base) if varies else 0.0)
         rows.append(row)
-    return torch.tensor(rows)
+    return torch.tensor(rows).view(-1, len(names))
+
+
+def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    """Draw poses uniformly within the reach of the table, half of them reflected where the family reflects.
+
+    Parameters
+    ----------
+    n : int
+    family : str
+    scale : tuple of float
+        The prior's standard deviations; columns of frozen parameters (0) are 0.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_params)
+    """
+    names = parameters_of(family)
+    uniform = 2 * torch.rand(n, len(names), generator=generator) - 1
+    reach = torch.tensor([0.0 if s == 0 else REACH.get(name, 1.0) for name, s in zip(names, scale, strict=True)])
+    alpha = uniform * reach
+    if names[-1] == REFLECTED:
+        alpha[:, -1] = (alpha[:, -1] > 0).to(alpha)
+    return alpha
 
 
 def moments(images: Tensor, background: Tensor) -> Moments:
@@ -237,6 +262,8 @@ def starting_poses(
         The identity first.
     """
     names = parameters_of(family)
+    if names[-1] == REFLECTED:
+        return _mirrored_too(images, background, typical, n_restarts, without_reflection(family), scale[:-1])
     moves = any(name != "angle" and s > 0 for name, s in zip(names, scale, strict=True))
     if typical is None or not moves or images.shape[2] == 1 or images.shape[3] == 1:
         return restart_table(n_restarts, family, scale).to(images).expand(len(images), -1, -1)
@@ -248,3 +275,28 @@ def starting_poses(
     starts[:, torch.tensor(from_moments)] = proposals
     starts[:, ~torch.tensor(from_moments)] = table
     return starts
+
+
+def _mirrored_too(
+    images: Tensor,
+    background: Tensor,
+    typical: Moments | None,
+    n_restarts: int,
+    family: str,
+    scale: tuple[float, ...],
+) -> Tensor:
+    """Return the starting poses of a family, every second one of them for the mirrored canonical image."""
+    plain = starting_poses(images, background, typical, -(-n_restarts // 2), family, scale)
+    typical = typical and _mirror(typical)
+    mirrored = starting_poses(images, background, typical, n_restarts // 2, family, scale)
+    starts = images.new_zeros(len(images), plain.shape[1] + mirrored.shape[1], plain.shape[2] + 1)
+    starts[:, 0::2, :-1] = plain
+    starts[:, 1::2, :-1] = mirrored
+    starts[:, 1::2, -1] = 1.0
+    return starts
+
+
+def _mirror(typical: Moments) -> Moments:
+    """Return the moments of the mirrored images."""
+    sign = typical.centroid.new_tensor([-1.0, 1.0])
+    return Moments(typical.centroid * sign, typical.covariance * sign[:, None] * sign)

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 _EVEN_WIDTH = 16
 
 
-class _EvenLinear(nn.Linear):
+class EvenLinear(nn.Linear):
     """A fully connected layer computed at widths that are multiples of 16: each row's bits are its own."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the product, of shape (n, out_features)."""
         more_in, more_out = -self.in_features % _EVEN_WIDTH, -self.out_features % _EVEN_WIDTH
         if not more_in and not more_out:
             return super().forward(x)
@@ -40,7 +41,7 @@ def _layers(widths: Sequence[int]) -> list[nn.Module]:
     """Return fully connected layers through `widths`, each but the last followed by an activation."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
-        layers += [_EvenLinear(wide, narrow), nn.ReLU()]
+        layers += [EvenLinear(wide, narrow), nn.ReLU()]
     return layers[:-1]
 
 
@@ -130,9 +131,9 @@ class ConvVAE(nn.Module):
             nn.Conv2d(64, 16, 5, stride=1, padding=2),
             nn.Flatten(),
         )
-        self.mean = _EvenLinear(code_size, latent_size)
-        self.log_var = _EvenLinear(code_size, latent_size)
-        self.expand = _EvenLinear(latent_size, code_size)
+        self.mean = EvenLinear(code_size, latent_size)
+        self.log_var = EvenLinear(code_size, latent_size)
+        self.expand = EvenLinear(latent_size, code_size)
         self.decoder = nn.Sequential(
             *_block(nn.ConvTranspose2d(16, 32, 4, stride=1, padding=2, bias=False)),
             *_block(nn.ConvTranspose2d(32, 16, 5, stride=2, padding=1, output_padding=1, bias=False)),

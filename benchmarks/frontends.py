@@ -1,0 +1,297 @@
+"""The front-ends of the robustness table: each brings 40 x 40 images into one pose.
+
+``fit(X, y)`` returns a front-end's model; ``canonicalize(model, X)`` returns canonical images, of shape
+(n, k, n_features), and their weights, (n, k). Rows are bytes everywhere. Plain data says what results depend on beside
+the images: ``model_name`` and ``model_key`` for the model, which front-ends with equal ones share, ``search_key`` for
+what is made with it.
+"""
+
+import copy
+import importlib.util
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from classifiers import SIDE, as_images, make_network
+from torch import nn
+
+import sk_avae
+from sk_avae import AVAEEstimator
+from sk_avae.affine import to_matrix, warp
+from sk_avae.alignment import AVAE
+from sk_avae.likelihoods import kl_divergence
+
+# What the package's rows add to its settings.
+VAE_ONLY = {"critic": False}
+RANKED = {"critic": True}
+AVERAGED = {"critic": True}
+GATED = {"critic": True, "min_gain": "auto"}
+
+# The paper's budgets: how far random starts reach, Adam's learning rate; steps for all.
+PAPER_STARTS = {"rotation": 30, "linear": 120, "affine": 120}
+PAPER_STEPS = 30
+PAPER_LR = {"rotation": 0.01, "linear": 0.03, "affine": 0.03}
+PAPER_REACH = {"rotation": math.pi, "linear": 1.5, "affine": 1.5}
+
+# equiadapt's own example (image classification, group_equivariant, prior weight 100), with 16 rotations for its 4,
+# since these turns are continuous, and 4 channels for its 32, since it runs on a CPU.
+EQUIADAPT_NETWORK = {
+    "kernel_size": 5,
+    "out_channels": 4,
+    "num_layers": 3,
+    "group_type": "rotation",
+    "num_rotations": 16,
+}
+EQUIADAPT_TRAINING = {"lr": 1e-3, "batch_size": 128, "task_weight": 1.0, "prior_weight": 100.0}
+
+IMAGES_AT_ONCE = 512
+
+
+def as_bytes(rows):
+    return np.clip(np.rint(rows), 0, 255).astype(np.uint8)
+
+
+def single(rows):
+    """Return one canonical image per input, as `canonicalize` does."""
+    return as_bytes(rows)[:, None], np.ones((len(rows), 1), dtype=np.float32)
+
+
+def warp_rows(rows, matrix):
+    """Warp rows of bytes by matrices that map canonical to input coordinates, with black outside."""
+    parts = [
+        warp(as_images(some), m).flatten(1)
+        for some, m in zip(np.array_split(rows, splits(rows)), np.array_split(matrix, splits(rows)), strict=True)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def splits(rows):
+    return max(1, len(rows) // IMAGES_AT_ONCE)
+
+
+def undo(rows, alpha, family):
+    """Undo known poses: what a perfect front-end would do."""
+    return warp_rows(rows, to_matrix(torch.from_numpy(alpha), family).float())
+
+
+class Moments:
+    """Centroid, spread and direction of the ink, brought to fixed values.
+
+    Rotation: the ink's long axis is turned upright, its skewness telling the ends apart. Richer families: the ink is
+    whitened, then turned by its third moments.
+    """
+
+    model_name = "moments"
+    SPREAD = 0.25
+
+    def __init__(self, family):
+        self.family = family
+        self.model_key = {}
+        self.search_key = {"family": family, "spread": self.SPREAD}
+
+    def fit(self, X, y):
+        return None
+
+    def canonicalize(self, model, X):
+        matrix = np.concatenate([self._matrices(some) for some in np.array_split(X, splits(X))])
+        return single(warp_rows(X, torch.from_numpy(matrix).float()))
+
+    def _matrices(self, rows):
+        ink = rows.astype(np.float64) + 1e-9
+        ink /= ink.sum(axis=1, keepdims=True)
+        side = (2 * np.arange(SIDE) + 1) / SIDE - 1
+        points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+        centre = ink @ points
+        offsets = points - centre[:, None]
+        covariance = np.einsum("np,npi,npj->nij", ink, offsets, offsets) + 1e-6 * np.eye(2)
+        values, vectors = np.linalg.eigh(covariance)
+        if self.family == "rotation":
+            stretch = np.eye(2)
+            along = np.einsum("npi,ni->np", offsets, vectors[:, :, 1])
+            skewness = (ink * along**3).sum(axis=1)
+            direction = vectors[:, :, 1] * np.where(skewness < 0, -1, 1)[:, None]
+        else:
+            stretch = np.einsum("nik,nk,njk->nij", vectors, np.sqrt(values) / self.SPREAD, vectors)
+            white = np.einsum("nij,npj->npi", np.linalg.inv(stretch), offsets)
+            direction = np.einsum("np,np,npi->ni", ink, (white**2).sum(axis=2), white)
+            direction /= np.linalg.norm(direction, axis=1, keepdims=True) + 1e-12
+        return np.concatenate([stretch @ upright(direction), centre[:, :, None]], axis=2)
+
+
+def upright(direction):
+    """Return the rotations, of shape (n, 2, 2), that take the axis pointing down to `direction`."""
+    x, y = direction.T
+    return np.stack([np.stack([y, x], axis=1), np.stack([-x, y], axis=1)], axis=1)
+
+
+class Canonicalizer:
+    """The package: the pose of the highest ELBO, undone."""
+
+    model_name = "avae"
+
+    def __init__(self, family, *, random_state, **parameters):
+        self.estimator = AVAEEstimator(family=family, image_shape=(SIDE, SIDE), random_state=random_state, **parameters)
+        self.model_key = {"sk_avae": sk_avae.__version__, **self.estimator.get_params()}
+        self.search_key = {}
+
+    def fit(self, X, y):
+        return self.estimator.fit(X)
+
+    def canonicalize(self, model, X):
+        return single(model.transform(X)[:, : X.shape[1]])
+
+
+class HypothesisAverage(Canonicalizer):
+    """The package, with all of its hypotheses and their weights."""
+
+    def canonicalize(self, model, X):
+        images, weights = model.transform_hypotheses(X)
+        return as_bytes(images), weights
+
+
+class PaperSearch(Canonicalizer):
+    """The paper's search on the same VAE: random starts screened, the best refined by Adam; no prior, no gate.
+
+    Rotation searches the angle; the other families the entries of the matrix (2 x 2 from random starts; "affine" also a
+    shift, which starts at 0: the paper's own experiment has none).
+
+    References
+    ----------
+    Bidart & Wong (2019), sections 3.2 and 4.4.
+    """
+
+    def __init__(self, family, *, random_state, n_starts, n_steps=PAPER_STEPS, **parameters):
+        super().__init__(family, random_state=random_state, **parameters)
+        self.n_starts, self.n_steps = n_starts, n_steps
+        self.search_key = {
+            "n_starts": n_starts,
+            "n_steps": n_steps,
+            "lr": PAPER_LR[family],
+            "reach": PAPER_REACH[family],
+        }
+
+    def canonicalize(self, model, X):
+        family, seed = self.estimator.family, self.estimator.random_state
+        avae = AVAE(model.module_, model.likelihood_, family, torch.zeros(1), scale=())
+        generator = torch.Generator().manual_seed(seed)
+        poses = []
+        for some in np.array_split(X, splits(X)):
+            images = as_images(some / np.float32(255))
+            start = self._best_start(avae, images, generator)
+            poses.append(self._refine(avae, images, start))
+        return single(warp_rows(X, self._matrix(torch.cat(poses))))
+
+    def _draw(self, n, generator):
+        family = self.estimator.family
+        pose = torch.zeros(n, {"rotation": 1, "linear": 4, "affine": 6}[family])
+        reach = PAPER_REACH[family]
+        pose[:, :4] = reach * (2 * torch.rand(pose[:, :4].shape, generator=generator) - 1)
+        return pose
+
+    def _matrix(self, pose):
+        """Return matrices of an angle, or of four entries and a shift that may be missing."""
+        if pose.shape[1] == 1:
+            return to_matrix(pose, "rotation")
+        shift = pose[:, 4:] if pose.shape[1] == 6 else torch.zeros(len(pose), 2)
+        return torch.cat([pose[:, :4].view(-1, 2, 2), shift[:, :, None]], dim=2)
+
+    def _loss(self, avae, images, pose):
+        matrix = self._matrix(pose)
+        mean, log_var = avae.encode(images, matrix)
+        return kl_divergence(mean, log_var) - avae.likelihood.log_prob(images, avae.decode(mean, matrix))
+
+    def _best_start(self, avae, images, generator):
+        lowest, best = torch.full((len(images),), math.inf), self._draw(len(images), generator)
+        with torch.no_grad():
+            for _ in range(self.n_starts):
+                pose = self._draw(len(images), generator)
+                lowest, best = keep_better(lowest, best, self._loss(avae, images, pose), pose)
+        return best
+
+    def _refine(self, avae, images, start):
+        pose = start.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([pose], lr=PAPER_LR[self.estimator.family])
+        lowest, best = torch.full((len(images),), math.inf), start
+        for _ in range(self.n_steps):
+            optimizer.zero_grad()
+            loss = self._loss(avae, images, pose)
+            lowest, best = keep_better(lowest, best, loss.detach(), pose.detach())
+            (pose.grad,) = torch.autograd.grad(loss.sum(), pose)
+            pose.grad.nan_to_num_(0.0, 0.0, 0.0)
+            optimizer.step()
+        with torch.no_grad():
+            return keep_better(lowest, best, self._loss(avae, images, pose), pose.detach())[1]
+
+
+def keep_better(lowest, best, loss, pose):
+    """Return the lowest loss of each image so far and its pose; NaN (a singular matrix) is never better."""
+    better = loss < lowest
+    return torch.where(better, loss, lowest), torch.where(better[:, None], pose, best).clone()
+
+
+class Equiadapt:
+    """equiadapt's group-equivariant canonicalizer, trained together with a CNN on upright digits.
+
+    As in its image classification example: task loss plus the prior that upright digits stay as they are.
+
+    References
+    ----------
+    Mondal et al. (2023), "Equivariant Adaptation of Large Pretrained Models".
+    """
+
+    model_name = "equiadapt"
+
+    def __init__(self, *, n_images, epochs, random_state):
+        self.n_images, self.epochs, self.random_state = n_images, epochs, random_state
+        settings = {"n_images": n_images, "epochs": epochs, "random_state": random_state}
+        self.model_key = {"equiadapt": "0.1.2", **settings, **EQUIADAPT_NETWORK, **EQUIADAPT_TRAINING}
+        self.search_key = {}
+
+    def _build(self):
+        from equiadapt.images.canonicalization.discrete_group import GroupEquivariantImageCanonicalization
+        from equiadapt.images.canonicalization_networks import ESCNNEquivariantNetwork
+
+        shape = (1, SIDE, SIDE)
+        # The ratio and the size are for colour images; grey ones are taken whole.
+        settings = SimpleNamespace(beta=1.0, input_crop_ratio=0.8, resize_shape=SIDE)
+        return GroupEquivariantImageCanonicalization(
+            ESCNNEquivariantNetwork(shape, **EQUIADAPT_NETWORK), settings, shape
+        )
+
+    def fit(self, X, y):
+        images = as_images(X[: self.n_images] / np.float32(255))
+        labels = torch.from_numpy(y[: self.n_images])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            canonicalizer, network = self._build(), make_network()
+            self._train(canonicalizer, network, images, labels)
+        return copy.deepcopy(canonicalizer.state_dict())
+
+    def _train(self, canonicalizer, network, images, labels):
+        weight = EQUIADAPT_TRAINING
+        both = nn.ModuleList([canonicalizer, network]).train()
+        optimizer = torch.optim.AdamW(both.parameters(), lr=weight["lr"])
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(images)).split(weight["batch_size"]):
+                optimizer.zero_grad()
+                task = F.cross_entropy(network(canonicalizer(images[rows])), labels[rows])
+                prior = canonicalizer.get_prior_regularization_loss()
+                (weight["task_weight"] * task + weight["prior_weight"] * prior).backward()
+                optimizer.step()
+
+    def canonicalize(self, model, X):
+        # e2cnn's layers keep filters made from their weights, but only while in evaluation mode.
+        canonicalizer = self._build().train()
+        canonicalizer.load_state_dict(model)
+        canonicalizer.eval()
+        with torch.no_grad():
+            parts = [canonicalizer(as_images(some / np.float32(255))) for some in np.array_split(X, splits(X))]
+        return single(255 * torch.cat(parts).flatten(1).numpy())
+
+
+def missing(name):
+    """Say why a front-end cannot run here, or return None."""
+    not_installed = name == "equiadapt" and importlib.util.find_spec("equiadapt") is None
+    return "not installed" if not_installed else None

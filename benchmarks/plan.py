@@ -1,0 +1,155 @@
+"""What the robustness table holds: sizes, perturbations, rows and columns."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from frontends import (
+    AVERAGED,
+    GATED,
+    PAPER_STARTS,
+    RANKED,
+    VAE_ONLY,
+    Canonicalizer,
+    Equiadapt,
+    HypothesisAverage,
+    Moments,
+    PaperSearch,
+)
+
+CLASSIFIERS = ("LogisticRegression", "kNN(3)", "RBF-SVM", "CNN")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and budgets; `vae` and `rich_search` (for all families but rotation) are the package's own parameters."""
+
+    n_train: int = 60_000
+    n_test: int = 10_000
+    vae: dict[str, Any] = field(default_factory=dict)
+    rich_search: dict[str, Any] = field(default_factory=lambda: {"n_restarts": 64, "n_refine": 4})
+    cnn_epochs: int = 4
+    augmented_epochs: int = 12
+    augmented_copies: int = 2
+    paper_budget: float = 1.0
+    equiadapt_images: int = 12_000
+    equiadapt_epochs: int = 10
+
+    def copies(self, classifier):
+        """Return how many perturbed copies of the training digits a classifier is fitted on in augmented training.
+
+        The SVM gets one: its cost grows with the square of their number. Networks see a new one in every epoch.
+        """
+        return 1 if classifier == "RBF-SVM" else self.augmented_copies
+
+
+FULL = Settings()
+QUICK = Settings(
+    n_train=4_000,
+    n_test=1_000,
+    vae={"max_epochs": 40, "batch_size": 128},
+    rich_search={"n_restarts": 32, "n_refine": 2},
+    augmented_epochs=6,
+    augmented_copies=1,
+    paper_budget=0.5,
+    equiadapt_images=2_000,
+    equiadapt_epochs=3,
+)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    family: str
+    ranges: dict[str, Any]
+    label: str
+
+
+def log_factors(low, high):
+    return {name: (math.log(low), math.log(high)) for name in ("log_scale_x", "log_scale_y")}
+
+
+SEARCHED = {"angle": math.pi, "shear": 0.5, **log_factors(1 / 1.8, 1.8)}
+PERTURBATIONS = {
+    "rotation": Perturbation("rotation", {"angle": math.pi}, "±180°"),
+    # "Shears up to 55 degrees, scaling by up to 50 %": the shear's slope is the tangent of its angle.
+    "paper_affine": Perturbation(
+        "linear",
+        {"angle": math.pi, "shear": math.tan(math.radians(55)), **log_factors(0.5, 1.5)},
+        "±180°, shear up to 55° (slope 1.43), scales 0.5 to 1.5",
+    ),
+    "search_affine": Perturbation("linear", SEARCHED, "±180°, shear ±0.5, scales 1/1.8 to 1.8"),
+    "search_affine_shift": Perturbation(
+        "affine", {**SEARCHED, "tx": 0.3, "ty": 0.3}, "the same and shifts ±0.3 half sides"
+    ),
+    "affnist": Perturbation(
+        "affine",
+        {"angle": math.radians(20), "shear": 0.2, **log_factors(0.8, 1.2), "tx": 0.2, "ty": 0.2},
+        "±20°, shear ±0.2, scales 0.8 to 1.2, shifts ±0.2 half sides",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes
+    ----------
+    label : str
+    images : {"canonical", "raw", "true"}
+        What the classifier reads: what the front-end makes of an image, the image as it comes, or its true pose undone.
+    training : str
+        What classifiers are fitted on: "upright" digits, "perturbed" ones, or the canonical training digits of a row.
+    classifiers : dict or None
+        From columns to the classifier that is used there; None is the column's own.
+    families : tuple of str
+        Those of the perturbations that the row is for.
+    """
+
+    label: str
+    images: str = "canonical"
+    training: str = "upright"
+    classifiers: Any = None
+    families: tuple[str, ...] = ("rotation", "linear", "affine")
+
+    def classifier(self, column):
+        return column if self.classifiers is None else self.classifiers.get(column)
+
+
+STN = {"CNN": "STN + CNN"}
+ROWS = {
+    "none": Row("none", images="raw"),
+    "oracle": Row("true pose undone", images="true"),
+    "augmented": Row("augmented training", images="raw", training="perturbed"),
+    "moments": Row("moments only", training="moments"),
+    "stn": Row("spatial transformer, trained on upright digits", images="raw", classifiers=STN),
+    "stn_augmented": Row(
+        "spatial transformer, trained on perturbed digits", images="raw", training="perturbed", classifiers=STN
+    ),
+    "equiadapt": Row("equiadapt 0.1.2", training="equiadapt", families=("rotation",)),
+    "paper": Row("the paper's search", training="sk_avae"),
+    "sk_avae": Row("sk_avae, VAE only", training="sk_avae"),
+    "ranked": Row("sk_avae, ranking network", training="sk_avae"),
+    "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae"),
+    "gated": Row("sk_avae, identity gate", training="sk_avae"),
+}
+# Every other row is read beside these two.
+REFERENCES = ("none", "oracle")
+
+
+def make_frontend(name, family, settings, seed):
+    """Return the front-end of a row."""
+    search = {} if family == "rotation" else settings.rich_search
+    avae = {"random_state": seed, **settings.vae, **search}
+    n_starts = round(settings.paper_budget * PAPER_STARTS[family])
+    n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
+    makers = {
+        "moments": lambda: Moments(family),
+        "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed),
+        "paper": lambda: PaperSearch(family, n_starts=n_starts, **avae, **VAE_ONLY),
+        "sk_avae": lambda: Canonicalizer(family, **avae, **VAE_ONLY),
+        "ranked": lambda: Canonicalizer(family, **avae, **RANKED),
+        "averaged": lambda: HypothesisAverage(family, **avae, **AVERAGED),
+        "gated": lambda: Canonicalizer(family, **avae, **GATED),
+    }
+    return makers[name]()

@@ -1,0 +1,289 @@
+"""Perturbed MNIST: what four classifiers read behind every front-end, in one table.
+
+    python benchmarks/robustness.py FOLDER_WITH_IDX_FILES [--quick] [--time-limit MINUTES]
+
+60,000 upright training digits and 10,000 perturbed test digits on a 40 x 40 canvas, three seeds (`--quick`: 4,000 and
+1,000, one seed, smaller budgets). A seed sets the poses, the VAE's and the networks' initial weights. Nothing is chosen
+on test digits. Whatever was computed is kept in the cache folder, so that a run that was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from cache import Cache, Lazy, OutOfTimeError, code_digest
+from classifiers import SIDE, make_classifier, predict_weighted
+from frontends import missing, single, undo
+from plan import CLASSIFIERS, FULL, PERTURBATIONS, QUICK, REFERENCES, ROWS, make_frontend
+from report import assemble, write_report
+
+from sk_avae.datasets import fetch_mnist, make_perturbed
+
+IMAGES_PER_PART = 10_000
+
+
+def perturb(rows, perturbation, random_state):
+    return make_perturbed(rows, family=perturbation.family, ranges=perturbation.ranges, random_state=random_state)
+
+
+class Experiment:
+    """The digits of one seed, front-ends and classifiers fitted on them, and what these read."""
+
+    def __init__(self, digits, settings, seed, cache):
+        (self.X_train, self.y_train), (self.X_test, self.y_test) = digits["train"], digits["test"]
+        self.settings, self.seed, self.cache = settings, seed, cache
+        self.data_key = {"seed": seed, "digits": digits["key"]}
+
+    # ------------------------------------------------------------------ images
+    def test_images(self, perturbation=None):
+        """Return test digits and their poses, perturbed or upright."""
+        if perturbation is None:
+            return Lazy({"test": "upright", **self.data_key}, lambda: (self.X_test, None))
+        key = {"test": asdict(perturbation), **self.data_key}
+        return Lazy(
+            key, lambda: self.cache.get("perturbed", key, lambda: perturb(self.X_test, perturbation, self.seed))
+        )
+
+    def seen_images(self, row, family, test):
+        """Return what classifiers read of test images in a row: images, weights and ms per image."""
+        kind = ROWS[row].images
+        if kind == "raw":
+            return Lazy(test.key, lambda: as_seen(*single(test.load()[0])))
+        if kind == "true":
+            return Lazy({"undone": test.key}, lambda: as_seen(*single(undo(*test.load(), family))))
+        return self._canonical(row, family, test.key, lambda: test.load()[0], "test")
+
+    def _canonical(self, row, family, images_key, load, name):
+        frontend = make_frontend(row, family, self.settings, self.seed)
+        model = self.model(frontend)
+        key = {
+            "frontend": type(frontend).__name__,
+            "model": model.key,
+            "search": frontend.search_key,
+            "images": images_key,
+        }
+
+        def compute():
+            fitted, rows = model.load()["model"], load()
+            start = time.perf_counter()
+            images, weights = frontend.canonicalize(fitted, rows)
+            return as_seen(images, weights, 1000 * (time.perf_counter() - start) / len(rows))
+
+        return Lazy(key, lambda: self.cache.get(f"{name}_{row}_{family}_{self.seed}.npz", key, compute))
+
+    def training_images(self, row, perturbation, classifier):
+        """Return the images and labels that a classifier of a row is fitted on."""
+        kind = ROWS[row].training
+        if kind == "upright":
+            return Lazy({"training": kind, **self.data_key}, lambda: (self.X_train, self.y_train))
+        if kind == "perturbed":
+            n_copies = self.settings.copies(classifier)
+            key = {"training": asdict(perturbation), "copies": n_copies, **self.data_key}
+            return Lazy(key, lambda: self._perturbed_copies(perturbation, n_copies))
+        starts = range(0, len(self.X_train), IMAGES_PER_PART)
+        parts = [self._canonical_part(kind, perturbation.family, start) for start in starts]
+        return Lazy(
+            {"training": [part.key for part in parts]},
+            lambda: (np.concatenate([part.load()["images"][:, 0] for part in parts]), self.y_train),
+        )
+
+    def _canonical_part(self, row, family, start):
+        """Return some of the training digits, canonicalised: parts, so that a stopped run loses little."""
+        key = {"training": "upright", "start": start, "n": IMAGES_PER_PART, **self.data_key}
+        return self._canonical(row, family, key, lambda: self.X_train[start : start + IMAGES_PER_PART], "train")
+
+    def training_seed(self, copy):
+        """Return the seed of a perturbed copy of the training digits; test digits have the experiment's own."""
+        return 1000 * (self.seed + 1) + copy
+
+    def _perturbed_copies(self, perturbation, n_copies):
+        seeds = map(self.training_seed, range(n_copies))
+        images = [perturb(self.X_train, perturbation, seed)[0] for seed in seeds]
+        return np.concatenate(images), np.tile(self.y_train, n_copies)
+
+    # ------------------------------------------------------------------ fits
+    def model(self, frontend):
+        """Return a front-end's fitted model and the seconds that it took."""
+        key = {**frontend.model_key, **self.data_key}
+
+        def compute():
+            start = time.perf_counter()
+            model = frontend.fit(self.X_train, self.y_train)
+            return {"model": model, "seconds": time.perf_counter() - start}
+
+        return Lazy(key, lambda: self.cache.get(f"model_{frontend.model_name}_{self.seed}.joblib", key, compute))
+
+    def classifier(self, name, training, perturbation=None):
+        """Return a fitted classifier; networks see new copies in every epoch if there is a perturbation."""
+        is_network = name.endswith("CNN")
+        settings = self.settings
+        epochs = settings.cnn_epochs if perturbation is None else settings.augmented_epochs
+        key = {"classifier": name, "training": training.key}
+        if is_network:
+            key["epochs"] = epochs
+
+        def fresh_copy(rows, epoch):
+            return perturb(rows, perturbation, self.training_seed(epoch))[0]
+
+        def compute():
+            classifier = make_classifier(name, epochs=epochs, random_state=self.seed)
+            if is_network and perturbation is not None:
+                return classifier.fit(self.X_train / np.float32(255), self.y_train, perturb=fresh_copy)
+            images, labels = training.load()
+            return classifier.fit(images / np.float32(255), labels)
+
+        # A fitted kNN is its training set: nothing is won by keeping it.
+        suffix = "" if name.startswith("kNN") else ".joblib"
+        return Lazy(key, lambda: self.cache.get(f"classifier_{slug(name)}_{self.seed}{suffix}", key, compute))
+
+    # ------------------------------------------------------------------ what is read
+    def reading(self, classifier, seen):
+        """Return the accuracy of a classifier on images, over all digits and without the nines."""
+        key = {"classifier": classifier.key, "images": seen.key}
+
+        def compute():
+            images = seen.load()
+            right = predict_weighted(classifier.load(), images["images"], images["weights"]) == self.y_test
+            return {"all": float(right.mean()), "without_9": float(right[self.y_test != 9].mean())}
+
+        return self.cache.get(f"reading_{slug(classifier.key['classifier'])}_{self.seed}.json", key, compute)
+
+    def cell(self, row, perturbation, column):
+        """Return what a row reads in a column: accuracies and costs."""
+        is_augmented = ROWS[row].training == "perturbed"
+        name = ROWS[row].classifier(column)
+        training = self.training_images(row, perturbation, name)
+        own = self.classifier(name, training, perturbation if is_augmented else None)
+        upright = self.classifier(column, self.training_images("none", perturbation, column))
+        family = perturbation.family
+        seen = {
+            "canonicalized": self.seen_images(row, family, self.test_images(perturbation)),
+            "upright_canonicalized": self.seen_images(row, family, self.test_images()),
+        }
+        if ROWS[row].images == "true":
+            del seen["upright_canonicalized"]
+        key = {
+            "row": row,
+            "own": own.key,
+            "upright": upright.key,
+            "seen": {n: images.key for n, images in seen.items()},
+        }
+
+        def compute():
+            cell = {name: self.reading(own, images) for name, images in seen.items()}
+            if ROWS[row].images == "canonical":
+                cell |= {f"{name}_upright_fit": self.reading(upright, images) for name, images in seen.items()}
+                cell |= self._costs(row, family, seen["canonicalized"])
+            return cell
+
+        return self.cache.get(f"cell_{row}_{slug(column)}_{self.seed}.json", key, compute)
+
+    def _costs(self, row, family, seen):
+        model = self.model(make_frontend(row, family, self.settings, self.seed)).load()
+        images = seen.load()
+        return {"ms_per_image": float(images["ms"]), "fit_seconds": model["seconds"], "code": str(images["code"])}
+
+
+def as_seen(images, weights, ms=0.0):
+    return {"images": images, "weights": weights, "ms": np.array(ms), "code": np.array(code_digest())}
+
+
+def slug(name):
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def load_digits(folder, settings):
+    """Read MNIST and put it on the canvas."""
+    digits = {}
+    for subset, n in (("train", settings.n_train), ("test", settings.n_test)):
+        X, y = fetch_mnist(folder, subset=subset)
+        margin = (SIDE - math.isqrt(X.shape[1])) // 2
+        stack = X[:n].reshape(-1, SIDE - 2 * margin, SIDE - 2 * margin)
+        padded = np.pad(stack, ((0, 0), (margin, margin), (margin, margin)))
+        digits[subset] = padded.reshape(len(padded), -1), y[:n]
+    content = b"".join(array.tobytes() for subset in ("train", "test") for array in digits[subset])
+    return digits | {"key": hashlib.sha256(content).hexdigest()}
+
+
+def tasks(rows, perturbations, seeds):
+    """List (seed, row, column, perturbation), those that share fits next to each other."""
+    return [
+        (seed, row, column, perturbation)
+        for seed in seeds
+        for row in rows
+        for column in CLASSIFIERS
+        for perturbation in perturbations
+        if PERTURBATIONS[perturbation].family in ROWS[row].families and ROWS[row].classifier(column)
+    ]
+
+
+def measure(experiments, todo):
+    """Return the cells of the tasks, a line each, those left open for lack of time, and the rows that failed."""
+    lines, left, failed = [], [], set()
+    for task in todo:
+        seed, row, column, perturbation = task
+        try:
+            cell = experiments[seed].cell(row, PERTURBATIONS[perturbation], column)
+        except OutOfTimeError:
+            left.append(task)
+        except Exception:
+            # One row that fails must not cost the others hours.
+            traceback.print_exc()
+            failed.add(row)
+        else:
+            place = {"seed": seed, "frontend": row, "perturbation": perturbation, "classifier": column}
+            lines.append(place | flat(cell))
+    return lines, left, failed
+
+
+def flat(cell):
+    """Turn {"upright": {"all": .., "without_9": ..}} into {"upright": .., "upright_without_9": ..}."""
+    values = {}
+    for name, value in cell.items():
+        if isinstance(value, dict):
+            values |= {name: value["all"], f"{name}_without_9": value["without_9"]}
+        else:
+            values[name] = value
+    return values
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="MNIST's IDX files")
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer digits, smaller budgets")
+    parser.add_argument("--seeds", type=int, nargs="+", help="compute these only; default: 0 1 2, with --quick 0")
+    parser.add_argument("--only", nargs="+", choices=PERTURBATIONS, default=list(PERTURBATIONS), metavar="PERTURBATION")
+    parser.add_argument("--frontends", nargs="+", choices=ROWS, default=list(ROWS), metavar="FRONTEND")
+    parser.add_argument("--cache", default=Path(__file__).parent / ".cache" / "robustness", help="folder")
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start nothing new after this")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    settings, seeds = (QUICK, [0]) if args.quick else (FULL, [0, 1, 2])
+    selected, seeds = args.seeds or seeds, sorted({*seeds, *(args.seeds or [])})
+    digits, cache = load_digits(args.folder, settings), Cache(args.cache, args.time_limit)
+    experiments = {seed: Experiment(digits, settings, seed, cache) for seed in seeds}
+    absent = {row: reason for row in ROWS if (reason := missing(row))}
+    rows = [row for row in ROWS if row in {*args.frontends, *REFERENCES} - set(absent)]
+    _, _, failed = measure(experiments, tasks(rows, args.only, selected))
+    absent |= dict.fromkeys(failed, "failed")
+
+    # The table has all that the cache has, whatever was asked for this time.
+    cache.stop()
+    lines, left, _ = measure(experiments, tasks(ROWS, PERTURBATIONS, seeds))
+    if lines:
+        n_open = sum(row not in absent for _, row, _, _ in left)
+        write_report("robustness_quick" if args.quick else "robustness", assemble(lines), settings, absent, n_open)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

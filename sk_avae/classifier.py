@@ -1,0 +1,166 @@
+"""`CanonicalizedClassifier`: any classifier behind the aligner, averaged over the poses an image may have."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from ._validation import check_count, check_rows
+from .estimator import AVAEEstimator
+
+
+def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
+    """Without probabilities of its own the classifier has none to average."""
+    classifier = getattr(meta, "classifier_", meta.classifier)
+    return classifier is None or hasattr(classifier, "predict_proba")
+
+
+class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier that sees images in the training pose, and doubts with the aligner where that is in doubt.
+
+    `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them.
+    `predict_proba` averages the classifier's probabilities over the hypotheses that alignment finds for an image, with
+    their weights: a 6 that may be a 9 comes out as both.
+
+    Parameters
+    ----------
+    classifier : classifier or None, default=None
+        Cloned and fitted on canonical images; None is ``LogisticRegression()``. One without `predict_proba` sees
+        the best hypothesis only.
+    estimator : AVAEEstimator or None, default=None
+        The aligner: cloned and fitted; None is ``AVAEEstimator()``. One that is fitted already goes in as
+        ``sklearn.frozen.FrozenEstimator(avae)``.
+    n_hypotheses : int or None, default=None
+        Average over this many of the best hypotheses; None takes all that the estimator refines (`n_refine`).
+    random_state : int, RandomState instance or None, default=None
+        Passed to the clone of `estimator`; None leaves the clone's own.
+
+    Attributes
+    ----------
+    estimator_ : AVAEEstimator
+        The fitted aligner.
+    classifier_ : classifier
+        The fitted classifier.
+    classes_ : ndarray of shape (n_classes,)
+        Its classes.
+    n_features_in_ : int
+        Pixels per image.
+    feature_names_in_ : ndarray of str
+        Names of the input columns, if it has any.
+
+    Examples
+    --------
+    >>> from sk_avae import AVAEEstimator, CanonicalizedClassifier
+    >>> from sk_avae.datasets import load_mnist_sample
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> X, y = load_mnist_sample("train")
+    >>> model = CanonicalizedClassifier(KNeighborsClassifier(3), AVAEEstimator(max_epochs=1), random_state=0)
+    >>> model.fit(X[:300], y[:300]).predict_proba(X[:2]).shape
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        classifier: Any = None,
+        estimator: Any = None,
+        *,
+        n_hypotheses: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.classifier = classifier
+        self.estimator = estimator
+        self.n_hypotheses = n_hypotheses
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit the aligner on images, and the classifier on what it makes of them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in their canonical pose.
+        y : array-like of shape (n_samples,)
+            Classes.
+
+        Returns
+        -------
+        self : CanonicalizedClassifier
+
+        Raises
+        ------
+        TypeError
+            If `estimator` cannot align images.
+        ValueError
+            If X or y is not as documented.
+        """
+        if self.n_hypotheses is not None:
+            check_count("n_hypotheses", self.n_hypotheses)
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        estimator = AVAEEstimator() if self.estimator is None else clone(self.estimator)
+        if not hasattr(estimator, "transform_hypotheses"):
+            raise TypeError(
+                f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
+                f"got {type(estimator).__name__}."
+            )
+        if self.random_state is not None and "random_state" in estimator.get_params(deep=False):
+            estimator.set_params(random_state=self.random_state)
+        check_rows(
+            self, X, image_shape=estimator.image_shape if isinstance(estimator, AVAEEstimator) else None, reset=True
+        )
+        check_consistent_length(X, y)
+        classifier = LogisticRegression() if self.classifier is None else clone(self.classifier)
+        self.estimator_ = estimator.fit(X)
+        self.classifier_ = classifier.fit(self._best(X), y)
+        self.classes_ = self.classifier_.classes_
+        return self
+
+    def _best(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the canonical images, without the pose, whatever container the estimator is set to."""
+        return np.asarray(self.estimator_.transform(X))[:, : self.n_features_in_]
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Return class probabilities, averaged over the hypotheses.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        images, weights = self.estimator_.transform_hypotheses(X)
+        images, weights = images[:, : self.n_hypotheses], weights[:, : self.n_hypotheses]
+        probabilities = np.zeros((*weights.shape, len(self.classes_)), dtype=weights.dtype)
+        counts = weights > 0
+        probabilities[counts] = self.classifier_.predict_proba(images[counts])
+        return np.einsum("nk,nkc->nc", weights, probabilities) / weights.sum(axis=1, keepdims=True)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable class of each image.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        if not _has_probabilities(self):
+            return self.classifier_.predict(self._best(X))  # type: ignore[no-any-return]
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]  # type: ignore[no-any-return]

@@ -1,0 +1,274 @@
+r"""The critic: a small network that tells canonical images from images in a wrong pose.
+
+The ELBO alone is often *higher* at a wrong pose: a stretched 4 makes a fine 9. The critic is trained on just these
+mistakes. Training images are perturbed and aligned; of the hypotheses :math:`h` that alignment finds for an image it
+has to pick one that is right,
+
+.. math:: p(h) \propto \exp( w \cdot \text{critic}(A_h x) + \text{energy}(h) / T ),
+
+where the energy is ELBO plus log prior. The temperature T and the weight w are fitted afterwards on hypotheses for
+images that the critic was not trained on, so that the weights of hypotheses are calibrated.
+
+References
+----------
+Gutmann & Hyvarinen (2010), "Noise-contrastive estimation" (learning an energy by telling data from what is not); Guo et
+al. (2017), "On calibration of modern neural networks" (one temperature).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .affine import compose, identity_matrix, invert, wrap_angle
+from .alignment import AVAE, align, block_size, in_blocks, pose_deviation
+from .starts import Moments, starting_poses
+from .vae import EvenLinear
+
+# A hypothesis is right if what it leaves of the true transform is nearer to the identity than this (Frobenius norm of
+# matrices; 25 degrees, or a stretch by 1.6 along one axis, leave 0.6).
+_RIGHT = 0.6
+
+_IMAGES_PER_PART = 2048
+_CHANNELS = (16, 32, 32)
+_HIDDEN = 64
+_DROPOUT = 0.2
+_FEWEST_RIGHT = 10
+_NINE_TENTHS = 1.645  # standard deviations to either side
+_COLDEST, _HOTTEST = 1.0, 1000.0
+
+
+class Critic(nn.Module):
+    """Three convolutions and two linear layers that give an image a score in nats: higher is more canonical.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (n_channels, height, width).
+
+    Examples
+    --------
+    >>> Critic((1, 28, 28)).eval()(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2])
+    """
+
+    scale: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        first, second, third = _CHANNELS
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, first, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, third, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(_DROPOUT),
+            EvenLinear(third * -(-height // 8) * -(-width // 8), _HIDDEN),
+            nn.ReLU(),
+            EvenLinear(_HIDDEN, 1),
+        )
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the score of each image, of shape (n,)."""
+        return self.layers(images)[:, 0] * self.scale
+
+
+class Search(NamedTuple):
+    """How hard alignment searches, see `alignment.align`."""
+
+    n_restarts: int
+    n_refine: int
+    max_iter: int
+    tol: float
+
+
+class Hypotheses(NamedTuple):
+    """What the critic chooses from, for images whose pose is known.
+
+    Attributes
+    ----------
+    images : Tensor of shape (n, n_channels, height, width)
+        Perturbed images.
+    alpha : Tensor of shape (n, k, n_params)
+        Poses that alignment found.
+    energy : Tensor of shape (n, k)
+        Their ELBO plus log prior, in nats; minus infinity where a hypothesis repeats another.
+    right : Tensor of bool of shape (n, k)
+        Which of them are right.
+    """
+
+    images: Tensor
+    alpha: Tensor
+    energy: Tensor
+    right: Tensor
+
+
+def is_right(found: Tensor, true: Tensor) -> Tensor:
+    """Tell which transforms, of shape (n, 2, 3), agree with the true ones up to what the eye would forgive."""
+    left = compose(invert(true), found)
+    return (left - identity_matrix(len(left), left)).flatten(1).norm(dim=1) < _RIGHT
+
+
+def find_hypotheses(
+    model: AVAE,
+    images: Tensor,
+    typical: Moments | None,
+    search: Search,
+    *,
+    true: Tensor,
+    show_truth: bool,
+) -> Hypotheses:
+    """Perturb canonical images by known poses and align them.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+        See `starts.starting_poses`.
+    search : Search
+    true : Tensor of shape (n, n_params)
+        The poses to perturb by.
+    show_truth : bool
+        Whether the truth is among the restarts, so that there is nearly always a right hypothesis.
+
+    Returns
+    -------
+    hypotheses : Hypotheses
+    """
+    parts = []
+    for rows in torch.arange(len(images), device=images.device).split(_IMAGES_PER_PART):  # type: ignore[no-untyped-call]
+        alpha = true[rows]
+        truth = model.matrix(alpha, images)
+        perturbed = model.canonical(images[rows], invert(truth))
+        starts = starting_poses(perturbed, model.background, typical, search.n_restarts, model.family, model.scale)
+        if show_truth:
+            starts = torch.cat([starts, alpha[:, None]], dim=1)
+        # So hot that no weight but that of a repetition becomes 0.
+        found = align(
+            model,
+            perturbed,
+            starts,
+            n_refine=search.n_refine,
+            max_iter=search.max_iter,
+            tol=search.tol,
+            temperature=_HOTTEST,
+        )
+        n, k, n_params = found.hypotheses.shape
+        poses = found.hypotheses.reshape(-1, n_params)
+        energy = (found.hypothesis_elbo + model.log_prior(poses).view(n, k)).masked_fill(
+            found.hypothesis_weight == 0, -math.inf
+        )
+        right = is_right(model.matrix(poses, images), truth.repeat_interleave(k, dim=0)).view(n, k)
+        parts.append(Hypotheses(perturbed, found.hypotheses, energy, right & energy.isfinite()))
+    return Hypotheses(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def judge(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
+    """Return what a critic says of each hypothesis, of shape (n, k)."""
+    n, k, n_params = hypotheses.alpha.shape
+    images = hypotheses.images.repeat_interleave(k, dim=0)
+    matrix = model.matrix(hypotheses.alpha.reshape(-1, n_params), images)
+    return critic(model.canonical(images, matrix)).view(n, k)  # type: ignore[no-any-return]
+
+
+def judge_all(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
+    """Return what a critic in evaluation mode says, of shape (n, k), in bounded memory and without a graph."""
+    rows = torch.arange(len(hypotheses.images), device=hypotheses.images.device)
+
+    def some(row: Tensor) -> Tensor:
+        return judge(model, critic, Hypotheses(*(tensor[row] for tensor in hypotheses)))
+
+    return in_blocks(some, block_size(hypotheses.images), rows)
+
+
+def choice_loss(scores: Tensor, right: Tensor) -> Tensor:
+    """Return the mean negative log-probability of choosing a right hypothesis.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, k)
+    right : Tensor of bool of shape (n, k)
+        At least one per row.
+    """
+    log_share = scores.log_softmax(dim=1).masked_fill(~right, -math.inf)
+    return -log_share.logsumexp(dim=1).mean()
+
+
+def calibrate(scores: Tensor, energy: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fit the temperature of the energy, and the weight of the critic, to right choices.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, k)
+        What the critic says; zeros fit the temperature alone.
+    energy : Tensor of shape (n, k)
+        In nats; minus infinity where a hypothesis repeats another.
+    right : Tensor of bool of shape (n, k)
+
+    Returns
+    -------
+    temperature : float
+        In nats, between 1 (the ELBO taken at its word) and 1,000.
+    weight : float
+        Nats of energy that one unit of the critic's score is worth.
+    """
+    some = right.any(dim=1) & ~right.all(dim=1)
+    scores, energy, right = scores[some].double(), energy[some].double(), right[some]
+    if not len(right):
+        return _COLDEST, 0.0
+    energy, repeats = energy - energy.amax(dim=1, keepdim=True), energy == -math.inf
+    energy = energy.masked_fill(repeats, 0.0)
+    logs = torch.tensor([math.log(10.0), 0.0], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        temperature, weight = logs.exp()
+        # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
+        total = (scores * weight + energy / temperature).masked_fill(repeats, -math.inf)
+        loss = choice_loss(total, right) + 1e-4 * logs.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    temperature, weight = logs.detach().exp().tolist()
+    temperature = min(max(temperature, _COLDEST), _HOTTEST)
+    return temperature, weight * temperature
+
+
+def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor) -> Tensor:
+    """Return how far the training images' own poses spread around the canonical one.
+
+    The error of a pose is that of the curvature and that of the image, which may have been drawn a little askew. The
+    spread is the standard deviation of the second for which nine tenths of the true poses lie within 1.645 standard
+    deviations of both.
+
+    Parameters
+    ----------
+    model : AVAE
+    hypotheses : Hypotheses
+    best : Tensor of shape (n,)
+        Which hypothesis was chosen. Images for which it is wrong do not count.
+    true : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    spread : Tensor of shape (n_params,)
+        In units of the frame; 0 if fewer than ten poses are right.
+    """
+    row = torch.arange(len(best), device=best.device)
+    row = row[hypotheses.right[row, best]]
+    if len(row) < _FEWEST_RIGHT:
+        return true.new_zeros(true.shape[1])
+    alpha = hypotheses.alpha[row, best[row]]
+    deviation = pose_deviation(model, hypotheses.images[row], alpha)
+    error = wrap_angle(alpha - true[row], model.family)
+    missing = (error / _NINE_TENTHS).square() - deviation.square()
+    return missing.quantile(0.9, dim=0).clamp(min=0).sqrt()

@@ -23,11 +23,11 @@ from sk_avae.affine import to_matrix, warp
 from sk_avae.alignment import AVAE
 from sk_avae.likelihoods import kl_divergence
 
-# What the package's rows add to its settings.
-VAE_ONLY = {"critic": False}
-RANKED = {"critic": True}
-AVERAGED = {"critic": True}
-GATED = {"critic": True, "min_gain": "auto"}
+# What the package's rows search with. One model serves them all: it is fitted with a critic and a gate.
+FITTED = {"critic": True, "min_gain": "auto"}
+RANKED = {"critic": True, "min_gain": 0.0}
+VAE_ONLY = RANKED | {"critic": False}
+GATED = FITTED
 
 # The paper's budgets: how far random starts reach, Adam's learning rate; steps for all.
 PAPER_STARTS = {"rotation": 30, "linear": 120, "affine": 120}
@@ -127,27 +127,22 @@ def upright(direction):
 
 
 class Canonicalizer:
-    """The package: the pose of the highest ELBO, undone."""
+    """The package: the hypotheses for an image undone, the best one first, with their weights."""
 
     model_name = "avae"
 
-    def __init__(self, family, *, random_state, **parameters):
-        self.estimator = AVAEEstimator(family=family, image_shape=(SIDE, SIDE), random_state=random_state, **parameters)
+    def __init__(self, family, *, random_state, search=RANKED, **parameters):
+        self.estimator = AVAEEstimator(
+            family=family, image_shape=(SIDE, SIDE), random_state=random_state, **(parameters | FITTED)
+        )
         self.model_key = {"sk_avae": sk_avae.__version__, **self.estimator.get_params()}
-        self.search_key = {}
+        self.search_key = dict(search)
 
     def fit(self, X, y):
         return self.estimator.fit(X)
 
     def canonicalize(self, model, X):
-        return single(model.transform(X)[:, : X.shape[1]])
-
-
-class HypothesisAverage(Canonicalizer):
-    """The package, with all of its hypotheses and their weights."""
-
-    def canonicalize(self, model, X):
-        images, weights = model.transform_hypotheses(X)
+        images, weights = copy.copy(model).set_params(**self.search_key).transform_hypotheses(X)
         return as_bytes(images), weights
 
 
@@ -164,6 +159,7 @@ class PaperSearch(Canonicalizer):
 
     def __init__(self, family, *, random_state, n_starts, n_steps=PAPER_STEPS, **parameters):
         super().__init__(family, random_state=random_state, **parameters)
+        self.generator_seed = random_state
         self.n_starts, self.n_steps = n_starts, n_steps
         self.search_key = {
             "n_starts": n_starts,
@@ -173,7 +169,7 @@ class PaperSearch(Canonicalizer):
         }
 
     def canonicalize(self, model, X):
-        family, seed = self.estimator.family, self.estimator.random_state
+        family, seed = self.estimator.family, self.generator_seed
         avae = AVAE(model.module_, model.likelihood_, family, torch.zeros(1), scale=())
         generator = torch.Generator().manual_seed(seed)
         poses = []

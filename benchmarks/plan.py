@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontends import (
-    AVERAGED,
     GATED,
     PAPER_STARTS,
     RANKED,
     VAE_ONLY,
     Canonicalizer,
     Equiadapt,
-    HypothesisAverage,
     Moments,
     PaperSearch,
 )
@@ -100,6 +98,10 @@ class Row:
         What the classifier reads: what the front-end makes of an image, the image as it comes, or its true pose undone.
     training : str
         What classifiers are fitted on: "upright" digits, "perturbed" ones, or the canonical training digits of a row.
+    frontend : str or None
+        The row whose front-end this one shares; None has its own.
+    averaged : bool
+        Whether the classifier reads all hypotheses, or the best one.
     classifiers : dict or None
         From columns to the classifier that is used there; None is the column's own.
     families : tuple of str
@@ -109,6 +111,8 @@ class Row:
     label: str
     images: str = "canonical"
     training: str = "upright"
+    frontend: str | None = None
+    averaged: bool = False
     classifiers: Any = None
     families: tuple[str, ...] = ("rotation", "linear", "affine")
 
@@ -128,9 +132,9 @@ ROWS = {
     ),
     "equiadapt": Row("equiadapt 0.1.2", training="equiadapt", families=("rotation",)),
     "paper": Row("the paper's search", training="sk_avae"),
-    "sk_avae": Row("sk_avae, VAE only", training="sk_avae"),
-    "ranked": Row("sk_avae, ranking network", training="sk_avae"),
-    "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae"),
+    "vae_only": Row("sk_avae without critic", training="sk_avae"),
+    "sk_avae": Row("sk_avae", training="sk_avae"),
+    "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True),
     "gated": Row("sk_avae, identity gate", training="sk_avae"),
 }
 # Every other row is read beside these two.
@@ -139,6 +143,7 @@ REFERENCES = ("none", "oracle")
 
 def make_frontend(name, family, settings, seed):
     """Return the front-end of a row."""
+    name = ROWS[name].frontend or name
     search = {} if family == "rotation" else settings.rich_search
     avae = {"random_state": seed, **settings.vae, **search}
     n_starts = round(settings.paper_budget * PAPER_STARTS[family])
@@ -146,10 +151,9 @@ def make_frontend(name, family, settings, seed):
     makers = {
         "moments": lambda: Moments(family),
         "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed),
-        "paper": lambda: PaperSearch(family, n_starts=n_starts, **avae, **VAE_ONLY),
-        "sk_avae": lambda: Canonicalizer(family, **avae, **VAE_ONLY),
-        "ranked": lambda: Canonicalizer(family, **avae, **RANKED),
-        "averaged": lambda: HypothesisAverage(family, **avae, **AVERAGED),
-        "gated": lambda: Canonicalizer(family, **avae, **GATED),
+        "paper": lambda: PaperSearch(family, n_starts=n_starts, **avae),
+        "vae_only": lambda: Canonicalizer(family, search=VAE_ONLY, **avae),
+        "sk_avae": lambda: Canonicalizer(family, search=RANKED, **avae),
+        "gated": lambda: Canonicalizer(family, search=GATED, **avae),
     }
     return makers[name]()

@@ -162,6 +162,13 @@ class ImageFormat:
     background: tuple[float, ...]
     padding: str = "background"
 
+    def __post_init__(self) -> None:
+        if self.padding == "reflect" and self.pad >= min(self.image_shape[:2]):
+            raise ValueError(
+                f"padding='reflect' mirrors less than a whole image: pad={self.pad} is too much for images of shape "
+                f"{self.image_shape}."
+            )
+
     @classmethod
     def learn(
         cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, padding: str = "background", rescale: bool
@@ -176,8 +183,6 @@ class ImageFormat:
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
         if rescale and np.mean(background) > (low + high) / 2:
             low, high = high, low
-        if padding == "reflect" and pad >= min(height, width):
-            raise ValueError(f"padding='reflect' mirrors less than an image: pad={pad} is too much for {image_shape}.")
         return cls(image_shape, pad, low, (high - low) or 1.0, background, padding)
 
     @property

@@ -80,11 +80,16 @@ def parameters_of(family: str) -> tuple[str, ...]:
     ('angle', 'tx', 'ty')
     """
     name = without_reflection(family) if isinstance(family, str) else family
-    if not isinstance(name, str) or name not in FAMILIES:
+    check_family(name)
+    return FAMILIES[name] if name == family else (*FAMILIES[name], REFLECTED)
+
+
+def check_family(family: str) -> None:
+    """Raise ValueError, with the nearest name, unless `family` is a key of `FAMILIES`."""
+    if not isinstance(family, str) or family not in FAMILIES:
         near = get_close_matches(str(family), FAMILIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"family must be one of {sorted(FAMILIES)}, got {family!r}.{hint}")
-    return FAMILIES[name] if name == family else (*FAMILIES[name], REFLECTED)
 
 
 def with_reflection(family: str) -> str:

@@ -66,6 +66,9 @@ _STEP = {
 _CURVATURE_STEP = 0.5
 _WIDEST = (1.0, math.pi / math.sqrt(3))
 
+# So many times the restarts that are refined are shown to the critic first.
+_SHORTLIST = 4
+
 # Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
 # 0.61) are taken to lead to one optimum.
 _SAME_BASIN = 0.55
@@ -134,7 +137,8 @@ class AVAE:
     padding : {"background", "border", "reflect"}, default="background"
         What lies outside the frame, see `affine.warp`.
     critic : nn.Module or None, default=None
-        Scores canonical images, in nats; see `critic.Critic`. It has a say in which of the refined poses is best.
+        Scores canonical images, in nats; see `critic.Critic`. It has a say in which restarts are refined and in which
+        of the refined poses is best; the ELBO alone decides where these lie.
     """
 
     vae: nn.Module
@@ -467,7 +471,8 @@ def align(
     scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[:, 1:])], dim=1)
     n, n_restarts, n_params = restarts.shape
     matrices = model.matrix(restarts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
-    chosen = distinct_best(scores, matrices, n_refine)
+    n_shown = n_refine if model.critic is None else _SHORTLIST * n_refine
+    chosen = _most_liked(model, images, restarts, scores, distinct_best(scores, matrices, n_shown), n_refine)
     k = chosen.shape[1]
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
     evaluate = _loss_and_gradient(model, images)
@@ -493,10 +498,10 @@ def align(
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
     found = found.behind_identity(stays, elbo_identity, identity_energy + min_gain)
-    repeats = _repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k, -1))
-    found, repeats = found.ordered(repeats.long()), repeats.sort(dim=1, stable=True).values
+    repeats = _repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, -1))
     # An image that may not move has one hypothesis, the others repeat it.
-    repeats = repeats | (~movable[:, None] & (torch.arange(k, device=repeats.device) > 0))
+    repeats = repeats | (~movable[:, None] & (torch.arange(k + 1, device=repeats.device) > 0))
+    found, repeats = found.ordered(repeats.long()).best(k), repeats.sort(dim=1, stable=True).values[:, :k]
     matrix = model.matrix(found.alpha[:, 0], images)
     return AlignmentResult(
         alpha=found.alpha[:, 0],
@@ -510,6 +515,18 @@ def align(
         hypothesis_elbo=found.elbo,
         hypothesis_weight=_weights(found.energy / temperature, repeats),
     )
+
+
+def _most_liked(model: AVAE, images: Tensor, restarts: Tensor, scores: Tensor, distinct: Tensor, k: int) -> Tensor:
+    """Return the `k` of the distinct restarts, of shape (n, k), that the ELBO and the critic together like best."""
+    if model.critic is None:
+        return distinct
+    n, m = distinct.shape
+    owner = torch.arange(n, device=images.device).repeat_interleave(m)
+    poses = restarts[owner, distinct.flatten()]
+    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, poses)
+    best = (scores.gather(1, distinct) + appeal.view(n, m)).argsort(dim=1, descending=True, stable=True)
+    return distinct.gather(1, best[:, :k])
 
 
 @dataclass(frozen=True)
@@ -526,12 +543,19 @@ class _Found:
         alpha = self.alpha.gather(1, order[:, :, None].expand_as(self.alpha))
         return _Found(alpha, self.elbo.gather(1, order), self.energy.gather(1, order))
 
+    def best(self, k: int) -> "_Found":
+        """Keep the first `k` hypotheses."""
+        return _Found(self.alpha[:, :k], self.elbo[:, :k], self.energy[:, :k])
+
     def behind_identity(self, stays: Tensor, elbo: Tensor, energy: Tensor) -> "_Found":
-        """Put the identity, with its ELBO and energy, before the hypotheses of some images; the last falls out."""
+        """Put the identity, with its ELBO and energy, before the hypotheses of some images.
+
+        The other images have their last hypothesis twice instead.
+        """
 
         def shifted(first: Tensor, values: Tensor) -> Tensor:
             mask = stays.view(-1, *[1] * (values.ndim - 1))
-            return torch.where(mask, torch.cat([first, values[:, :-1]], dim=1), values)
+            return torch.where(mask, torch.cat([first, values], dim=1), torch.cat([values, values[:, -1:]], dim=1))
 
         return _Found(
             shifted(torch.zeros_like(self.alpha[:, :1]), self.alpha),

@@ -1,5 +1,6 @@
 """What `fit` learns for choosing between hypotheses: the critic, the temperature and the spread of poses."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,12 @@ from .starts import Moments, random_poses
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
-_N_SHOWN = 16_000
+_N_SHOWN = 30_000
 _PIXELS_SHOWN = 2**28
 _FEWEST_HELD_OUT = 25
 
 # The critic meets hypotheses near their optima, not at them: that takes a fifth of the time.
-_QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=6, tol=1e-2)
+_QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
 
 
 class Choice(NamedTuple):
@@ -95,12 +96,16 @@ def learn_to_choose(
         train_critic(critic, model, shown, generator=generator, device=device, verbose=verbose)
     true = random_poses(n_held_out, model.family, model.scale, generator).to(device)
     found = find_hypotheses(model, held_out, typical, search, true=true, show_truth=False)
-    scores = torch.zeros_like(found.energy)
-    if critic is not None:
-        scores = judge_all(model, critic.eval(), found)
-    temperature, weight = calibrate(scores, found.energy, found.right)
-    if critic is not None:
-        critic.scale.fill_(weight)
-    best = (found.energy + weight * scores).argmax(dim=1)
-    spread = pose_spread(model, found, best, true)
-    return Choice(critic, temperature, spread, held_out)
+    if critic is None:
+        scores = torch.zeros_like(found.energy)
+        temperature, _ = calibrate(scores, found.energy, found.right)
+    else:
+        critic.eval().scale.fill_(calibrate(judge_all(model, critic, found), found.energy, found.right)[1])
+        # Again with the critic's say in the search itself.
+        found = find_hypotheses(replace(model, critic=critic), held_out, typical, search, true=true, show_truth=False)
+        scores = judge_all(model, critic, found)
+        temperature, weight = calibrate(scores, found.energy, found.right)
+        critic.scale.mul_(weight)
+        scores = scores * weight
+    best = (found.energy + scores).argmax(dim=1)
+    return Choice(critic, temperature, pose_spread(model, found, best, true), held_out)

@@ -11,7 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from ._validation import check_count, check_rows
+from ._validation import check_rows
 from .estimator import AVAEEstimator
 
 
@@ -95,12 +95,11 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If `estimator` cannot align images.
+            If `estimator` cannot align images, or `classifier` is none.
         ValueError
             If X or y is not as documented.
         """
-        if self.n_hypotheses is not None:
-            check_count("n_hypotheses", self.n_hypotheses)
+        self._check_parameters()
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         y = column_or_1d(y, warn=True)
@@ -113,15 +112,20 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.random_state is not None and "random_state" in estimator.get_params(deep=False):
             estimator.set_params(random_state=self.random_state)
-        check_rows(
-            self, X, image_shape=estimator.image_shape if isinstance(estimator, AVAEEstimator) else None, reset=True
-        )
-        check_consistent_length(X, y)
         classifier = LogisticRegression() if self.classifier is None else clone(self.classifier)
-        self.estimator_ = estimator.fit(X)
-        self.classifier_ = classifier.fit(self._best(X), y)
-        self.classes_ = self.classifier_.classes_
+        with unchanged_on_error(self):
+            check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
+            check_consistent_length(X, y)
+            self.estimator_ = estimator.fit(X)
+            self.classifier_ = classifier.fit(self._best(X), y)
+            self.classes_ = self.classifier_.classes_
         return self
+
+    def _check_parameters(self) -> None:
+        if self.n_hypotheses is not None:
+            check_count("n_hypotheses", self.n_hypotheses)
+        if self.classifier is not None and not is_classifier(self.classifier):
+            raise TypeError(f"classifier must be a classifier, got {type(self.classifier).__name__}.")
 
     def _best(self, X: ArrayLike) -> NDArray[Any]:
         """Return the canonical images, without the pose, whatever container the estimator is set to."""
@@ -141,6 +145,7 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         probabilities : ndarray of shape (n_samples, n_classes)
         """
         check_is_fitted(self)
+        self._check_parameters()
         images, weights = self.estimator_.transform_hypotheses(X)
         images, weights = images[:, : self.n_hypotheses], weights[:, : self.n_hypotheses]
         probabilities = np.zeros((*weights.shape, len(self.classes_)), dtype=weights.dtype)

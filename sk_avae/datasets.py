@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
-from .affine import INTERPOLATIONS, edge_median, invert, parameters_of, to_matrix, warp
+from .affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
 
 __all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
 
@@ -204,6 +204,7 @@ def make_perturbed(
     >>> X_turned.shape, alpha.shape
     ((1000, 784), (1000, 1))
     """
+    check_family(family)
     parameters = parameters_of(family)
     ranges = ranges or {}
     unknown = sorted(set(ranges) - set(parameters))

@@ -31,7 +31,7 @@ from ._validation import (
     to_tensor,
     unchanged_on_error,
 )
-from .affine import PADDINGS, REFLECTED, parameters_of, to_matrix, with_reflection
+from .affine import PADDINGS, REFLECTED, check_family, parameters_of, to_matrix, with_reflection
 from .alignment import (
     AVAE,
     AlignmentResult,
@@ -50,7 +50,7 @@ from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
 
 # Share of upright training images that `min_gain="auto"` lets move.
-_FALSE_ALARMS = 0.05
+_FALSE_ALARMS = 0.02
 
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
@@ -88,7 +88,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         training images; it then has a say in which of the refined poses is best.
     min_gain : float or "auto", default=0.0
         The identity gate: an image is moved only if the energy (ELBO, log prior and what the critic says) gains more
-        than this, in nats; otherwise it stays as it is, exactly. "auto" learns it in `fit`, such that 5 % of upright
+        than this, in nats; otherwise it stays as it is, exactly. "auto" learns it in `fit`, such that 2 % of upright
         training images would be moved.
     align_training : bool, default=False
         Whether training images are aligned while training. Not implemented yet.
@@ -313,6 +313,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return images
 
     def _check_parameters(self) -> None:
+        for name in ("allow_reflection", "critic"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        check_family(self.family)
         prior_scale(self.alpha_prior, self._family)
         for name in ("latent_size", "max_epochs", "batch_size", "n_iter_no_change"):
             check_count(name, getattr(self, name))

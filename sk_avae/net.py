@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 from .alignment import AVAE
 from .critic import Critic, Hypotheses, choice_loss, judge
 
-_CRITIC_EPOCHS = 8
+_CRITIC_EPOCHS = 6
 _CRITIC_BATCH = 128
 _CRITIC_LR = 4e-3
 

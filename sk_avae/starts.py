@@ -272,8 +272,8 @@ def starting_poses(
     table = restart_table(n_restarts - n_proposals, family, scale).to(images)
     proposals = moment_proposals(images, background, typical, n_proposals, family, scale)
     starts = images.new_empty(len(images), n_restarts, len(names))
-    starts[:, torch.tensor(from_moments)] = proposals
-    starts[:, ~torch.tensor(from_moments)] = table
+    proposed = torch.tensor(from_moments, dtype=torch.bool)
+    starts[:, proposed], starts[:, ~proposed] = proposals, table
     return starts
 
 

@@ -53,8 +53,19 @@ def turned(digits) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def stretched(digits) -> SimpleNamespace:
+    """600 test digits turned by any angle, scaled and sheared: `X` (read-only), the true `alpha` and the labels `y`."""
+    X, alpha = make_perturbed(digits.X_test[:600], family="linear", random_state=0)
+    X.flags.writeable = False
+    return SimpleNamespace(X=X, alpha=alpha, y=digits.y_test[:600])
+
+
+@pytest.fixture(scope="session")
 def small_avae() -> Callable[..., AVAEEstimator]:
-    """Make an unfitted estimator that learns digits in about a second; keywords override its parameters."""
+    """Make an unfitted estimator that learns digits in about a second; keywords override its parameters.
+
+    It trains no critic, which most tests do without.
+    """
 
     def make(**parameters: Any) -> AVAEEstimator:
         small = {
@@ -63,6 +74,7 @@ def small_avae() -> Callable[..., AVAEEstimator]:
             "max_epochs": 20,
             "batch_size": 128,
             "max_iter": 60,
+            "critic": False,
             "random_state": 0,
         }
         return AVAEEstimator(**{**small, **parameters})
@@ -81,3 +93,17 @@ def fitted(small_avae, digits) -> AVAEEstimator:
 def avae(fitted) -> AVAEEstimator:
     """A copy of the session's model for this test alone."""
     return copy.deepcopy(fitted)
+
+
+@pytest.fixture(scope="session")
+def fitted_with_critic(small_avae, digits) -> AVAEEstimator:
+    """One model of the session with a critic and a learned gate: nothing may change it, so take `choosy`."""
+    with unchanged_random_state():
+        model = small_avae(family="linear", critic=True, min_gain="auto", n_restarts=24, n_refine=4, max_epochs=30)
+        return model.fit(digits.X[:2000])
+
+
+@pytest.fixture
+def choosy(fitted_with_critic) -> AVAEEstimator:
+    """A copy of the session's model with a critic for this test alone, its gate open."""
+    return copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0)

@@ -10,6 +10,7 @@ from scipy import ndimage
 from sk_avae.affine import (
     FAMILIES,
     INTERPOLATIONS,
+    REFLECTED,
     compose,
     edge_median,
     from_matrix,
@@ -18,6 +19,8 @@ from sk_avae.affine import (
     parameters_of,
     to_matrix,
     warp,
+    with_reflection,
+    without_reflection,
     wrap_angle,
 )
 from sk_avae.datasets import load_mnist_sample
@@ -35,6 +38,12 @@ def poses(family, n=30, seed=0):
     alpha = 1.4 * torch.rand(n, len(FAMILIES[family]), generator=generator, dtype=torch.float64) - 0.7
     reach = torch.tensor([4.0 if name == "angle" else 1.0 for name in FAMILIES[family]], dtype=torch.float64)
     return alpha * reach
+
+
+def mirrored_poses(family, n=30, seed=0):
+    """Random poses of the larger family, every second one of a mirrored image."""
+    mirrored = (torch.arange(n) % 2).to(torch.float64)[:, None]
+    return torch.cat([poses(family, n, seed), mirrored], dim=1)
 
 
 def marker(row, column):
@@ -138,6 +147,106 @@ def test_gradient_of_warp(family):
     smooth = torch.exp(-((x - 0.2) ** 2) - (y + 0.1) ** 2).expand(3, 1, HEIGHT, WIDTH)
     alpha = (0.5 * poses(family, n=3)).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda a: warp(smooth, to_matrix(a, family, aspect=ASPECT), background=0.3), alpha)
+
+
+# ---------------------------------------------------------------- mirrored images
+
+
+@every_family
+def test_the_larger_family_has_one_parameter_more_and_its_name_leads_back(family):
+    larger = with_reflection(family)
+    assert parameters_of(larger) == (*FAMILIES[family], REFLECTED)
+    assert with_reflection(larger) == larger
+    assert without_reflection(larger) == without_reflection(family) == family
+
+
+@every_family
+@every_aspect
+def test_mirrored_alpha_comes_back_from_its_matrix(family, aspect):
+    alpha, larger = mirrored_poses(family), with_reflection(family)
+    matrix = to_matrix(alpha, larger, aspect=aspect)
+    found = from_matrix(matrix, larger, aspect=aspect)
+    torch.testing.assert_close(found, alpha)
+    assert torch.equal(found[:, -1], alpha[:, -1])
+    assert torch.equal(torch.linalg.det(matrix[:, :, :2]) < 0, alpha[:, -1] == 1)
+
+
+@every_family
+@every_aspect
+def test_an_image_that_is_not_mirrored_has_the_matrix_of_the_smaller_family(family, aspect):
+    alpha = poses(family)
+    larger = to_matrix(torch.cat([alpha, torch.zeros(30, 1)], dim=1), with_reflection(family), aspect=aspect)
+    assert torch.equal(larger, to_matrix(alpha, family, aspect=aspect))
+    assert not from_matrix(larger, with_reflection(family), aspect=aspect)[:, -1].any()
+
+
+@every_family
+@every_aspect
+def test_mirrored_is_mirrored_first_and_posed_afterwards(family, aspect):
+    alpha = poses(family)
+    mirror = torch.tensor([[[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], dtype=torch.float64).expand(30, 2, 3)
+    posed = to_matrix(torch.cat([alpha, torch.ones(30, 1)], dim=1), with_reflection(family), aspect=aspect)
+    torch.testing.assert_close(posed, compose(to_matrix(alpha, family, aspect=aspect), mirror))
+
+
+@every_family
+@every_aspect
+def test_mirrored_families_are_closed_and_two_mirrors_are_none(family, aspect):
+    larger = with_reflection(family)
+    first, second = mirrored_poses(family), mirrored_poses(family, seed=1).roll(1, 0)
+    second[::3, -1] = 1
+    outer, inner = (to_matrix(alpha, larger, aspect=aspect) for alpha in (first, second))
+    for matrix, mirrored in [
+        (compose(outer, inner), (first[:, -1] + second[:, -1]) % 2),
+        (invert(outer), first[:, -1]),
+    ]:
+        alpha = from_matrix(matrix, larger, aspect=aspect)
+        assert torch.equal(alpha[:, -1], mirrored)
+        torch.testing.assert_close(to_matrix(alpha, larger, aspect=aspect), matrix)
+    identity = identity_matrix(30, outer)
+    torch.testing.assert_close(compose(outer, invert(outer)), identity)
+    torch.testing.assert_close(compose(invert(outer), outer), identity)
+
+
+# (pose, pixel of the canonical image, pixel of the input), as below.
+MIRRORED_MARKERS = {
+    "mirrored left to right": (pose(), (2, 6), (2, 3)),
+    "mirrored, then a quarter turn counter-clockwise": (pose(angle=math.pi / 2), (2, 6), (4, 4)),
+    "mirrored, then two pixels to the right": (pose(tx=2 * 2 / WIDTH), (2, 6), (2, 5)),
+    "mirrored, then lower rows sheared to the right": (pose(shear=2.0), (4, 4), (4, 8)),
+}
+
+
+@pytest.mark.parametrize(("alpha", "canonical", "mirrored"), MIRRORED_MARKERS.values(), ids=MIRRORED_MARKERS)
+def test_marker_pixel_of_a_mirrored_image(alpha, canonical, mirrored):
+    matrix = to_matrix(torch.cat([alpha, torch.ones(1, 1)], dim=1), with_reflection("affine"), aspect=ASPECT)
+    torch.testing.assert_close(warp(marker(*mirrored), matrix), marker(*canonical), atol=1e-5, rtol=0)
+    torch.testing.assert_close(warp(marker(*canonical), invert(matrix)), marker(*mirrored), atol=1e-5, rtol=0)
+
+
+def test_mirroring_alone_flips_the_columns():
+    images = digits(5, rows=slice(4, 24))
+    alpha = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(5, 2)
+    mirrored = warp(images, to_matrix(alpha, with_reflection("rotation"), aspect=28 / 20))
+    torch.testing.assert_close(mirrored, images.flip(3))
+
+
+@every_family
+def test_gradient_of_a_mirrored_pose_passes_the_mirror_by(family):
+    alpha = mirrored_poses(family, n=4).requires_grad_(True)
+    larger = with_reflection(family)
+    assert torch.autograd.gradcheck(lambda a: to_matrix(a, larger, aspect=ASPECT), alpha)
+    (gradient,) = torch.autograd.grad(to_matrix(alpha, larger, aspect=ASPECT).square().sum(), alpha)
+    assert not gradient[:, -1].any()
+
+
+@every_family
+def test_wrapping_angles_leaves_the_mirror_alone(family):
+    alpha = mirrored_poses(family)
+    alpha[:, 0] *= 10
+    wrapped = wrap_angle(alpha, with_reflection(family))
+    assert torch.equal(wrapped[:, :-1], wrap_angle(alpha[:, :-1], family))
+    assert torch.equal(wrapped[:, -1], alpha[:, -1])
 
 
 # ---------------------------------------------------------------- signs and units

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributions
+from torch import distributions, nn
 
-from sk_avae.affine import FAMILIES, compose, identity_matrix, to_matrix
+from sk_avae.affine import FAMILIES, compose, identity_matrix, to_matrix, with_reflection
 from sk_avae.alignment import (
     AVAE,
     DEFAULT_PRIOR,
@@ -18,6 +18,7 @@ from sk_avae.alignment import (
     align,
     block_size,
     distinct_best,
+    pose_deviation,
     prior_scale,
     screen,
 )
@@ -121,13 +122,48 @@ def test_prior_scale_messages(alpha_prior, message):
 
 
 @every_family
-def test_log_prior_is_a_centred_normal_that_is_zero_at_the_identity(family):
-    scale = prior_scale(dict.fromkeys(FAMILIES[family], 0.3), family)
+def test_log_prior_is_centred_and_zero_at_the_identity(family):
+    names = FAMILIES[family]
+    scale = prior_scale(dict.fromkeys(names, 0.6), family)
     model = replace(avae(None, family), scale=scale)
-    alpha = torch.randn(5, len(scale), generator=torch.Generator().manual_seed(0))
-    normal = distributions.Normal(0.0, torch.tensor(scale))
-    expected = (normal.log_prob(alpha) - normal.log_prob(torch.zeros_like(alpha))).sum(dim=1)
-    torch.testing.assert_close(model.log_prior(alpha), expected)
+    alpha = 2 * torch.randn(50, len(scale), generator=torch.Generator().manual_seed(0))
+    normal, on_circle = distributions.Normal(0.0, 0.6), distributions.VonMises(0.0, 1 / 0.6**2)
+    expected = torch.zeros(50)
+    for name, column in zip(names, alpha.T, strict=True):
+        density = on_circle if name == "angle" else normal
+        expected += density.log_prob(column) - density.log_prob(torch.zeros(()))
+    torch.testing.assert_close(model.log_prior(alpha), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prior_of_an_angle_is_periodic_and_near_zero_a_gaussian():
+    model = replace(avae(None, "rigid"), scale=(0.5, FLAT, 0.3))
+    alpha = torch.tensor([[2.0, 7.0, 0.1], [-3.0, 7.0, 0.2], [0.3, 7.0, 0.0]], dtype=torch.float64)
+    turn = torch.tensor([2 * math.pi, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(model.log_prior(alpha + turn), model.log_prior(alpha))
+    torch.testing.assert_close(model.log_prior(alpha - 3 * turn), model.log_prior(alpha))
+    small = torch.tensor([[0.02, 0.0, 0.0], [-0.05, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(model.log_prior(small), -0.5 * (small[:, 0] / 0.5).square(), rtol=1e-3, atol=0)
+    # Half a turn is the farthest, and lower than all others.
+    angles = torch.linspace(-math.pi, math.pi, 9, dtype=torch.float64)[:, None]
+    around = model.log_prior(torch.cat([angles, torch.zeros(9, 2)], dim=1))
+    assert around.argmin() in (0, 8)
+    assert around.min().item() == pytest.approx(-2 / 0.5**2)
+
+
+def test_gradient_of_the_prior_of_an_angle():
+    model = replace(avae(None, "similarity"), scale=(0.7, 0.2, FLAT, 0.0))
+    alpha = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_(True)
+    assert torch.autograd.gradcheck(model.log_prior, alpha)
+
+
+def test_a_mirrored_image_is_as_probable_as_another():
+    larger = with_reflection("rigid")
+    model = AVAE(None, Bernoulli(), larger, torch.zeros(1), prior_scale({"angle": 0.5}, larger))
+    alpha = torch.tensor([[0.4, 0.1, -0.2, 0.0], [0.4, 0.1, -0.2, 1.0]])
+    both = model.log_prior(alpha)
+    assert both[0] == both[1] < 0
+    with pytest.raises(ValueError, match="alpha_prior names"):
+        prior_scale({"reflected": 0.5}, larger)
 
 
 @every_family
@@ -345,16 +381,72 @@ def test_result_is_consistent(mlp, family):
     assert not result.matrix.requires_grad
 
 
+def energies(model, images, result):
+    """ELBO, log prior and what the critic says of each hypothesis, written out."""
+    n, k, n_params = result.hypotheses.shape
+    poses, images = result.hypotheses.reshape(-1, n_params), images.repeat_interleave(k, dim=0)
+    with torch.no_grad():
+        energy = model.elbo(images, poses) + model.log_prior(poses) + model.appeal(images, poses)
+    return energy.view(n, k)
+
+
 @every_family
 def test_hypotheses_come_best_first_and_beat_the_identity(mlp, family):
     images, _ = turned(digits(n=30), family)
     model = avae(mlp, family)
     result = aligned(model, images, n_refine=4, max_iter=8)
-    prior = model.log_prior(result.hypotheses.flatten(0, 1)).view(30, 4)
-    score = result.hypothesis_elbo + prior
-    assert (score.diff(dim=1) <= 1e-3).all()
-    assert (score[:, 0] >= result.elbo_identity).all()
-    assert (score[:, 0] > result.elbo_identity).sum() > 20
+    distinct = result.hypothesis_weight > 0
+    energy = energies(model, images, result)
+    for row in range(30):
+        assert (energy[row, distinct[row]].diff() <= 1e-2).all()
+    assert (energy[:, 0] >= result.elbo_identity - 1e-2).all()
+    assert (energy[:, 0] > result.elbo_identity).sum() > 20
+    torch.testing.assert_close(result.gain, energy[:, 0] - result.elbo_identity, rtol=1e-4, atol=1e-2)
+
+
+def distances(model, images, hypotheses):
+    """How far the matrices of an image's hypotheses lie apart, of shape (n, k, k)."""
+    n, k, _ = hypotheses.shape
+    flat = model.matrix(hypotheses.reshape(n * k, -1), images).view(n, k, 6)
+    return (flat[:, :, None] - flat[:, None]).norm(dim=3)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, with_reflection("rigid")])
+def test_hypotheses_are_distinct_and_repetitions_come_last_with_weight_zero(mlp, family):
+    images, _ = turned(digits(n=60), family.removesuffix("+reflection"))
+    model = avae(mlp, family)
+    result = aligned(model, images, n_restarts=24, n_refine=6)
+    weight, apart = result.hypothesis_weight, distances(model, images, result.hypotheses)
+    counts = weight > 0
+    assert (counts.long().diff(dim=1) <= 0).all()
+    assert counts[:, 0].all()
+    assert 60 < counts.sum() < 6 * 60
+    different = ~torch.eye(6, dtype=torch.bool)
+    for row in range(60):
+        pairs = apart[row][counts[row]][:, counts[row]]
+        assert (pairs[different[: len(pairs), : len(pairs)]] > 0.5).all()
+        # What is pushed back is near one that counts.
+        assert (apart[row][~counts[row]][:, counts[row]].amin(dim=1) < 0.6).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 12.0])
+def test_weights_are_the_softmax_of_the_energy_over_the_temperature(mlp, temperature):
+    images, _ = turned(digits(n=60), "affine")
+    model = avae(mlp, "affine")
+    result = aligned(model, images, n_restarts=24, n_refine=5, temperature=temperature)
+    weight = result.hypothesis_weight
+    torch.testing.assert_close(weight.sum(dim=1), torch.ones(60))
+    assert (weight.diff(dim=1) <= 0).all()
+    energy = energies(model, images, result).masked_fill(weight == 0, -math.inf)
+    torch.testing.assert_close(weight, (energy / temperature).softmax(dim=1), rtol=0.02, atol=1e-3)
+    assert ((weight[:, 0] > 0.05) & (weight[:, 0] < 0.95)).sum() > 5
+
+
+def test_a_boundless_temperature_leaves_all_distinct_hypotheses_alike(mlp):
+    images, _ = turned(digits(n=30))
+    weight = aligned(avae(mlp), images, n_refine=4, temperature=1e9).hypothesis_weight
+    counts = weight > 0
+    torch.testing.assert_close(weight, counts / counts.sum(dim=1, keepdim=True), rtol=0, atol=1e-4)
 
 
 def test_more_restarts_and_longer_refinement_do_not_hurt(mlp):
@@ -392,7 +484,57 @@ def test_min_gain_keeps_the_identity_exactly(mlp):
     assert not gated.alpha[stays].any()
     assert torch.equal(gated.matrix[stays], identity_matrix(int(stays.sum()), gated.matrix))
     assert torch.equal(gated.elbo[stays], gated.elbo_identity[stays])
-    assert torch.equal(gated.hypotheses[stays, 1], free.hypotheses[stays, 0])
+    assert torch.equal(gated.gain, free.gain)
+    assert not gated.hypotheses[stays, 0].any()
+    assert gated.converged[stays].all()
+
+
+@pytest.mark.parametrize("family", ["rotation", "linear"])
+def test_an_image_that_stays_has_the_identity_first_and_loses_no_other_hypothesis(mlp, family):
+    images = torch.cat([digits(n=60), turned(digits(n=60), family)[0]])
+    model = avae(mlp, family)
+    free = aligned(model, images, 24, n_refine=4)
+    # As hot as the gate is high, so that nothing but a repetition has the weight 0.
+    gated = aligned(model, images, 24, n_refine=4, min_gain=1e4, temperature=1e4)
+    assert not gated.hypotheses[:, 0].any()
+    assert not gated.alpha.any()
+    torch.testing.assert_close(gated.hypothesis_weight.sum(dim=1), torch.ones(120))
+    with_identity = torch.cat([torch.zeros_like(free.hypotheses[:, :1]), free.hypotheses], dim=1)
+    away = distances(model, images, with_identity)[:, 0, 1:]
+    others = ((free.hypothesis_weight > 0) & (away > 0.55)).sum(dim=1)
+    assert others.max() >= 3
+    # A repetition comes only where nothing else was found.
+    assert ((gated.hypothesis_weight > 0).sum(dim=1) >= (1 + others).clamp(max=4)).all()
+
+
+@pytest.mark.parametrize("min_gain", [0.0, 20.0])
+def test_the_weights_of_images_that_stay_count_the_gate_as_the_identity_s(mlp, min_gain):
+    images = digits(n=100)
+    model = avae(mlp)
+    result = aligned(model, images, n_refine=4, min_gain=min_gain, temperature=30.0)
+    stays = ~result.alpha.any(dim=1)
+    assert stays.any()
+    weight = result.hypothesis_weight
+    torch.testing.assert_close(weight.sum(dim=1), torch.ones(100))
+    assert (weight.diff(dim=1) <= 1e-6).all()
+    energy = energies(model, images, result)
+    energy[stays, 0] += min_gain
+    expected = (energy.masked_fill(weight == 0, -math.inf) / 30.0).softmax(dim=1)
+    torch.testing.assert_close(weight, expected, rtol=0.02, atol=1e-3)
+
+
+def test_images_that_may_not_move_have_one_hypothesis(mlp):
+    images, _ = turned(digits(n=20))
+    model = avae(mlp)
+    movable = torch.arange(20) % 2 == 0
+    result = aligned(model, images, n_refine=3, movable=movable)
+    free = aligned(model, images, n_refine=3)
+    assert not result.alpha[~movable].any()
+    expected = torch.tensor([1.0, 0.0, 0.0]).expand(10, 3)
+    assert torch.equal(result.hypothesis_weight[~movable], expected)
+    assert torch.equal(result.elbo[~movable], result.elbo_identity[~movable])
+    for name in ("alpha", "hypotheses", "hypothesis_weight"):
+        assert torch.equal(getattr(result, name)[movable], getattr(free, name)[movable]), name
 
 
 @every_family
@@ -404,6 +546,134 @@ def test_constant_images_stay_at_exactly_the_identity(network, family, request):
     assert not result.alpha[:3].any()
     assert torch.equal(result.matrix[:3], identity_matrix(3, result.matrix))
     assert torch.equal(result.elbo[:3], result.elbo_identity[:3])
+    assert torch.equal(result.hypothesis_weight[:3], torch.tensor([1.0, 0.0]).expand(3, 2))
+
+
+# ---------------------------------------------------------------- align: with a critic
+
+
+class Tops(nn.Module):
+    """A critic that likes images whose upper half is the brighter one."""
+
+    def forward(self, images):
+        upper, lower = images.chunk(2, dim=2)
+        return 1e3 * (upper.mean(dim=(1, 2, 3)) - lower.mean(dim=(1, 2, 3)))
+
+
+def test_without_a_critic_nothing_has_an_appeal(mlp):
+    assert torch.equal(avae(mlp).appeal(digits(n=3), torch.ones(3, 1)), torch.zeros(3))
+
+
+def test_the_critic_sees_canonical_images(mlp):
+    images, alpha = turned(digits(n=5), "affine")
+    model = replace(avae(mlp, "affine"), critic=Tops())
+    torch.testing.assert_close(
+        model.appeal(images, alpha), Tops()(model.canonical(images, model.matrix(alpha, images)))
+    )
+    assert torch.equal(model.appeal(images), Tops()(images))
+
+
+def test_the_critic_decides_which_hypothesis_is_best(mlp):
+    images, _ = turned(digits(n=80))
+    plain, critical = avae(mlp), replace(avae(mlp), critic=Tops())
+    alone, with_critic = aligned(plain, images, n_refine=4), aligned(critical, images, n_refine=4)
+    assert (alone.hypothesis_elbo[:, 0] > with_critic.hypothesis_elbo[:, 0] + 1).sum() > 20
+    energy = energies(critical, images, with_critic)
+    distinct = with_critic.hypothesis_weight > 0
+    assert torch.equal(energy.masked_fill(~distinct, -math.inf).argmax(dim=1), torch.zeros(80, dtype=torch.long))
+    gain = energy[:, 0] - with_critic.elbo_identity - critical.appeal(images)
+    moved = with_critic.alpha.any(dim=1)
+    assert torch.equal(moved, with_critic.gain > 0)
+    torch.testing.assert_close(with_critic.gain[moved], gain[moved], rtol=1e-4, atol=2e-2)
+    # The ELBO in the result stays the ELBO.
+    with torch.no_grad():
+        torch.testing.assert_close(with_critic.elbo, plain.elbo(images, with_critic.alpha), rtol=1e-4, atol=1e-2)
+
+
+# ---------------------------------------------------------------- certainty
+
+
+class Bowl:
+    """A model whose energy is a quadratic in alpha, with a Hessian of its own for each image."""
+
+    def __init__(self, family, hessian, scale=None):
+        self.family = family
+        self.hessian = hessian
+        self.scale = scale or (FLAT,) * len(FAMILIES[family])
+
+    def elbo(self, images, alpha):
+        # The first pixel says which image it is.
+        hessian = self.hessian[images[:, 0, 0, 0].long()]
+        return -0.5 * (alpha[:, None] @ hessian @ alpha[:, :, None])[:, 0, 0]
+
+    def log_prior(self, alpha):
+        return torch.zeros(len(alpha))
+
+
+def numbered(n):
+    return torch.arange(n).float()[:, None, None, None].expand(n, 1, 4, 4)
+
+
+@every_family
+def test_the_deviation_of_a_quadratic_energy_is_that_of_its_inverse_hessian(family):
+    n_params = len(FAMILIES[family])
+    root = torch.randn(40, n_params, n_params, generator=torch.Generator().manual_seed(0))
+    hessian = 60 * (root @ root.mT + torch.eye(n_params))
+    found = pose_deviation(Bowl(family, hessian), numbered(40), 0.1 * root[:, 0])
+    expected = hessian.double().inverse().diagonal(dim1=1, dim2=2).sqrt()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=0)
+
+
+@every_family
+def test_a_frozen_parameter_has_no_deviation_and_takes_no_part(family):
+    names = FAMILIES[family]
+    n_params = len(names)
+    root = torch.randn(10, n_params, n_params, generator=torch.Generator().manual_seed(0))
+    hessian = 60 * (root @ root.mT + torch.eye(n_params))
+    for frozen in range(n_params):
+        scale = tuple(0.0 if i == frozen else FLAT for i in range(n_params))
+        found = pose_deviation(Bowl(family, hessian, scale), numbered(10), torch.zeros(10, n_params))
+        assert not found[:, frozen].any()
+        kept = [i for i in range(n_params) if i != frozen]
+        expected = hessian[:, kept][:, :, kept].double().inverse().diagonal(dim1=1, dim2=2).sqrt()
+        torch.testing.assert_close(found[:, kept].double(), expected, rtol=1e-2, atol=0)
+
+
+@every_family
+@pytest.mark.parametrize("curvature", [0.0, -50.0])
+def test_where_the_energy_is_flat_or_hollow_the_deviation_is_the_prior_s(family, curvature):
+    names = FAMILIES[family]
+    hessian = curvature * torch.eye(len(names)).expand(3, -1, -1)
+    alpha = torch.zeros(3, len(names))
+    flat = pose_deviation(Bowl(family, hessian), numbered(3), alpha)
+    # Uniform on the circle, or one unit.
+    widest = [math.pi / math.sqrt(3) if name == "angle" else 1.0 for name in names]
+    torch.testing.assert_close(flat, torch.tensor(widest).expand(3, -1))
+    narrow = pose_deviation(Bowl(family, hessian, (0.3,) * len(names)), numbered(3), alpha)
+    torch.testing.assert_close(narrow, torch.full_like(alpha, 0.3))
+
+
+def test_the_prior_narrows_the_deviation(mlp):
+    images = digits(n=30)
+    alpha = torch.zeros(30, 3)
+    free, held = (pose_deviation(avae(mlp, "rigid", prior), images, alpha) for prior in (None, {"tx": 0.02}))
+    assert (held[:, 1] <= 0.02).all()
+    assert (held[:, 1] < free[:, 1]).all()
+    # Two independent sources of information: precisions add up, as far as the ELBO is round.
+    together = (free[:, 1] ** -2 + 0.02**-2) ** -0.5
+    assert ((held[:, 1] / together).log().abs().median()) < 0.3
+
+
+@pytest.mark.parametrize("family", ["affine", with_reflection("rigid")])
+def test_the_deviation_of_an_image_is_its_own_to_the_bit(mlp, family):
+    images, alpha = turned(digits(n=150), family.removesuffix("+reflection"))
+    if family != "affine":
+        alpha = torch.cat([alpha, (torch.arange(150) % 2).float()[:, None]], dim=1)
+    model = avae(mlp, family)
+    whole = pose_deviation(model, images, alpha)
+    assert (whole[:, 0] > 0).all()
+    for rows in (slice(0, 1), slice(3, 10), slice(41, 58), slice(149, 150)):
+        assert torch.equal(pose_deviation(model, images[rows], alpha[rows]), whole[rows])
 
 
 # ---------------------------------------------------------------- align: manners
@@ -447,10 +717,12 @@ def result_with(parameters, alpha):
         "matrix": np.tile(np.eye(2, 3), (n, 1, 1)),
         "elbo": np.full(n, -80.0),
         "elbo_identity": np.full(n, -100.0),
+        "gain": np.full(n, 20.0),
         "n_iter": np.arange(n),
         "converged": np.ones(n, dtype=bool),
         "hypotheses": np.array(alpha)[:, None],
         "hypothesis_elbo": np.full((n, 1), -80.0),
+        "hypothesis_weight": np.full((n, 1), 0.75),
     }
     return AlignmentResult(alpha=np.array(alpha), **arrays, parameters=parameters, image_shape=(20, 40))
 
@@ -459,7 +731,7 @@ def test_to_frame_is_in_degrees_factors_and_pixels():
     frame = result_with(FAMILIES["affine"], [[math.pi / 2, math.log(2), math.log(0.5), 0.3, 0.5, -0.1]]).to_frame()
     expected = {"angle_deg": 90, "scale_x": 2, "scale_y": 0.5, "shear": 0.3, "tx_px": 10, "ty_px": -1}
     assert frame.iloc[0].to_dict() == pytest.approx(
-        expected | {"elbo": -80, "gain": 20, "n_iter": 0, "converged": True}
+        expected | {"probability": 0.75, "elbo": -80, "gain": 20, "n_iter": 0, "converged": True}
     )
 
 
@@ -467,7 +739,7 @@ def test_to_frame_is_in_degrees_factors_and_pixels():
 def test_to_frame_names_every_parameter_once(family):
     names = FAMILIES[family]
     frame = result_with(names, np.zeros((3, len(names)))).to_frame()
-    assert frame.shape == (3, len(names) + 4)
+    assert frame.shape == (3, len(names) + 5)
     assert frame.columns.is_unique
 
 
@@ -476,10 +748,21 @@ def test_to_frame_of_a_single_scale():
     assert frame["scale"].tolist() == pytest.approx([3.0])
 
 
+def test_reflected_is_the_last_parameter_as_a_claim():
+    names = (*FAMILIES["rigid"], "reflected")
+    result = result_with(names, [[0.1, 0.0, 0.0, 1.0], [3.0, 1.0, 1.0, 0.0]])
+    assert result.reflected.tolist() == [True, False]
+    assert result.to_frame()["reflected"].tolist() == [True, False]
+    # Another parameter above one half is no mirror.
+    assert result_with(FAMILIES["rigid"], [[0.1, 0.2, 0.9]]).reflected.tolist() == [False]
+
+
 def test_arrays_are_the_per_image_fields():
     result = result_with(("angle",), [[0.1], [0.2]])
     arrays = result.arrays()
-    assert {"alpha", "matrix", "elbo", "elbo_identity", "n_iter", "converged"} < set(arrays)
+    assert {"alpha", "matrix", "elbo", "gain", "hypothesis_weight", "converged"} < set(arrays)
+    assert "alpha_std" not in arrays
+    assert "alpha_std" in replace(result, alpha_std=np.zeros((2, 1))).arrays()
     assert all(len(values) == 2 for values in arrays.values())
 
 

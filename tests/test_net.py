@@ -68,13 +68,13 @@ def numbered(n, batch_size, seed=None):
 
 
 def epoch(batches):
-    return torch.cat([images[:, 0] for images, _ in batches]).tolist()
+    return torch.cat([images[:, 0] for (images,), _ in batches]).tolist()
 
 
 @pytest.mark.parametrize(("n", "batch_size", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 10, [3]), (1, 1, [1])])
 def test_an_epoch_covers_each_row_once(n, batch_size, sizes):
     batches = numbered(n, batch_size, seed=0)
-    assert [len(images) for images, _ in batches] == sizes
+    assert [len(images) for (images,), _ in batches] == sizes
     assert len(batches) == len(sizes)
     assert sorted(epoch(batches)) == list(range(n))
 
@@ -90,6 +90,13 @@ def test_epochs_are_shuffled_anew_and_repeat_with_the_generator():
 def test_without_a_generator_the_order_stays():
     batches = numbered(50, 7)
     assert epoch(batches) == epoch(batches) == list(range(50))
+
+
+def test_what_goes_with_an_image_stays_with_it():
+    rows = torch.arange(20)
+    batches = TensorBatches(TensorDataset(rows, 3 * rows, rows % 2 == 0), 6, torch.Generator().manual_seed(0))
+    seen = [row for tensors, _ in batches for row in zip(*(tensor.tolist() for tensor in tensors), strict=True)]
+    assert sorted(seen) == [(row, 3 * row, row % 2 == 0) for row in range(20)]
 
 
 # ---------------------------------------------------------------- training

@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 
-from sk_avae.affine import FAMILIES, to_matrix, warp
+from sk_avae.affine import FAMILIES, REFLECTED, to_matrix, warp, with_reflection
 from sk_avae.alignment import prior_scale
 from sk_avae.datasets import load_mnist_sample, make_perturbed
-from sk_avae.starts import mean_moments, moment_proposals, moments, restart_table, starting_poses
+from sk_avae.starts import (
+    REACH,
+    mean_moments,
+    moment_proposals,
+    moments,
+    random_poses,
+    restart_table,
+    starting_poses,
+)
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BLACK = torch.zeros(1)
@@ -139,3 +147,112 @@ def test_rotation_and_single_rows_take_the_table_alone(digits):
     scale = (0.0, math.inf, 0.0)
     starts = starting_poses(signals, BLACK, mean_moments(signals, BLACK), 16, "rigid", scale)
     assert torch.equal(starts[0], restart_table(16, "rigid", scale))
+
+
+# ---------------------------------------------------------------- mirrored images
+
+
+def mirrored_starts(images, n_restarts, family, scale=None, typical=None):
+    """Starting poses of the family with mirrored images."""
+    larger = with_reflection(family)
+    return starting_poses(images, BLACK, typical, n_restarts, larger, scale or prior_scale("auto", larger))
+
+
+@every_family
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_every_second_start_is_mirrored_and_a_shorter_list_is_the_beginning(digits, family, with_moments):
+    images = tensors(digits[:20])
+    typical = mean_moments(images, BLACK) if with_moments else None
+    longer = mirrored_starts(images, 31, family, typical=typical)
+    assert longer.shape == (20, 31, len(FAMILIES[family]) + 1)
+    assert torch.equal(longer[:, :, -1], (torch.arange(31) % 2).float().expand(20, 31))
+    assert not longer[:, 0].any()
+    plain = starting_poses(images, BLACK, typical, 16, family, prior_scale("auto", family))
+    assert torch.equal(longer[:, 0::2, :-1], plain)
+    for k in (1, 2, 3, 8, 30):
+        assert torch.equal(mirrored_starts(images, k, family, typical=typical), longer[:, :k])
+
+
+@every_family
+def test_mirrored_starts_of_an_image_are_its_own_to_the_bit(digits, family):
+    images = tensors(digits)
+    typical = mean_moments(images, BLACK)
+    together = mirrored_starts(images, 24, family, typical=typical)
+    for rows in (slice(0, 1), slice(7, 10), slice(100, 217)):
+        assert torch.equal(mirrored_starts(images[rows], 24, family, typical=typical), together[rows])
+
+
+@every_family
+def test_mirrored_starts_keep_frozen_parameters_at_zero(digits, family):
+    images, larger = tensors(digits[:5]), with_reflection(family)
+    typical = mean_moments(images, BLACK)
+    for i, name in enumerate(FAMILIES[family]):
+        starts = mirrored_starts(images, 40, family, prior_scale({name: 0}, larger), typical)
+        assert not starts[:, :, i].any()
+        assert starts[:, :, -1].any()
+    frozen = mirrored_starts(images, 40, family, (*(0.0 for _ in FAMILIES[family]), math.inf), typical)
+    expected = torch.zeros(2, len(FAMILIES[family]) + 1)
+    expected[1, -1] = 1
+    assert torch.equal(frozen, expected.expand_as(frozen))
+
+
+def test_mirrored_proposals_undo_the_moments_of_a_mirrored_perturbation(digits):
+    """Warped by a mirrored whitening, an image has the typical moments themselves, not their mirror image."""
+    images = tensors(digits)
+    typical = mean_moments(images, BLACK)
+    slant = typical.covariance[0, 0, 1]
+    X, _ = make_perturbed(digits, family="affine", random_state=0)
+    images = tensors(X)
+    starts = mirrored_starts(images, 60, "affine", (math.inf,) * 7, typical)
+    slants = []
+    for j in range(1, 60, 2):
+        after = moments(warp(images, to_matrix(starts[:, j], with_reflection("affine"))), BLACK)
+        error = (after.covariance - typical.covariance).flatten(1).norm(dim=1).median()
+        if error < 0.02:
+            slants.append(after.covariance[:, 0, 1].median())
+            assert (after.centroid - typical.centroid).norm(dim=1).median() < 0.1
+    assert len(slants) >= 5
+    torch.testing.assert_close(torch.stack(slants), slant.expand(len(slants)), rtol=0, atol=0.3 * abs(slant))
+
+
+# ---------------------------------------------------------------- random poses
+
+
+def drawn(n, family, alpha_prior="auto", seed=0):
+    return random_poses(n, family, prior_scale(alpha_prior, family), torch.Generator().manual_seed(seed))
+
+
+@every_family
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_random_poses_fill_the_reach_of_the_table(family, mirrored):
+    names = (*FAMILIES[family], *([REFLECTED] if mirrored else []))
+    alpha = drawn(2000, with_reflection(family) if mirrored else family)
+    assert alpha.shape == (2000, len(names))
+    for column, name in zip(alpha.T, names, strict=True):
+        if name == REFLECTED:
+            assert set(column.tolist()) == {0.0, 1.0}
+            assert 0.45 < column.mean() < 0.55
+        else:
+            reach = REACH[name]
+            assert column.abs().max() <= reach
+            assert column.min() < -0.95 * reach
+            assert column.max() > 0.95 * reach
+            # Uniform: the standard deviation is the reach over the root of three.
+            assert column.std().item() == pytest.approx(reach / math.sqrt(3), rel=0.05)
+
+
+@every_family
+def test_random_poses_keep_frozen_parameters_at_zero(family):
+    names = FAMILIES[family]
+    for i, name in enumerate(names):
+        alpha = drawn(50, family, {name: 0})
+        assert not alpha[:, i].any()
+        assert alpha.any(dim=0).sum() == len(names) - 1
+
+
+def test_random_poses_follow_their_generator():
+    larger = with_reflection("affine")
+    random_state = torch.get_rng_state()
+    assert torch.equal(drawn(30, larger), drawn(30, larger))
+    assert not torch.equal(drawn(30, larger), drawn(30, larger, seed=1))
+    assert torch.equal(torch.get_rng_state(), random_state)

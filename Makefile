@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MNIST ?=
+QUICK ?=
 
-.PHONY: help env demo test lint bench-rotation bench-training clean
+.PHONY: help env demo test lint bench-rotation bench-robustness bench-training clean
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
 	@echo "make test                        ruff, mypy, doctests and pytest"
 	@echo "make bench-rotation MNIST=folder rotation on full MNIST (IDX files in folder)"
+	@echo "make bench-robustness MNIST=folder [QUICK=--quick]  the table against other front-ends, in steps of 75 minutes"
 	@echo "make bench-training              cost of training against a plain PyTorch loop"
 
 env: $(VENV)/.installed
@@ -33,6 +35,10 @@ test: env lint
 bench-rotation: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }
 	$(BIN)/python benchmarks/rotation.py $(MNIST)
+
+bench-robustness: env
+	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-robustness MNIST=folder"; exit 2; }
+	$(BIN)/python benchmarks/robustness.py $(MNIST) $(QUICK) --time-limit 75
 
 bench-training: env
 	$(BIN)/python benchmarks/training.py

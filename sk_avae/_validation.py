@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ _FARTHEST_PIXEL = 1e6
 IMAGES_PER_CHUNK = 4096
 _PIXELS_PER_CHUNK = 2**22
 
-# What torch calls the margins that are not of the background.
-_MARGINS = {"border": "replicate", "reflect": "reflect"}
+# What numpy calls the margins that are not of the background, so that they go on as `warp` does.
+_MARGINS: dict[str, Literal["edge", "symmetric"]] = {"border": "edge", "reflect": "symmetric"}
 
 ImageShape = tuple[int, ...]
 
@@ -162,13 +162,6 @@ class ImageFormat:
     background: tuple[float, ...]
     padding: str = "background"
 
-    def __post_init__(self) -> None:
-        if self.padding == "reflect" and self.pad >= min(self.image_shape[:2]):
-            raise ValueError(
-                f"padding='reflect' mirrors less than a whole image: pad={self.pad} is too much for images of shape "
-                f"{self.image_shape}."
-            )
-
     @classmethod
     def learn(
         cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, padding: str = "background", rescale: bool
@@ -212,11 +205,11 @@ class ImageFormat:
         dtype = np.float64 if rows.dtype == np.float64 else np.float32
         height, width = self.image_shape[:2]
         stack = np.ascontiguousarray(rows.reshape(len(rows), height, width, -1).transpose(0, 3, 1, 2), dtype=dtype)
+        if self.pad and self.padding != "background":
+            stack = np.pad(stack, ((0, 0), (0, 0), *[(self.pad, self.pad)] * 2), mode=_MARGINS[self.padding])
         raw = torch.from_numpy(stack if stack.flags.writeable else stack.copy())
-        if not self.pad:
+        if not self.pad or self.padding != "background":
             return raw
-        if self.padding != "background":
-            return F.pad(raw, (self.pad,) * 4, mode=_MARGINS[self.padding])
         background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
         return F.pad(raw - background, (self.pad,) * 4) + background
 

@@ -283,8 +283,8 @@ class AlignmentResult:
         """Return a pandas DataFrame with a row per image, in degrees, factors and pixels.
 
         Angles become ``<name>_deg``, scales factors (``scale`` for ``log_scale``), translations pixels
-        (``tx_px``), reflection True or False; the probability of the pose, ELBO, gain of ELBO over the identity,
-        iterations and convergence follow.
+        (``tx_px``), reflection True or False; the probability of the pose, ELBO, `gain`, iterations
+        and convergence follow.
 
         Raises
         ------
@@ -306,7 +306,7 @@ class AlignmentResult:
                 columns[name] = self.reflected if name == REFLECTED else values
         columns["probability"] = self.hypothesis_weight[:, 0]
         columns["elbo"] = self.elbo
-        columns["gain"] = self.elbo - self.elbo_identity
+        columns["gain"] = self.gain
         columns["n_iter"] = self.n_iter
         columns["converged"] = self.converged
         return pd.DataFrame(columns)
@@ -474,34 +474,16 @@ def align(
     n_shown = n_refine if model.critic is None else _SHORTLIST * n_refine
     chosen = _most_liked(model, images, restarts, scores, distinct_best(scores, matrices, n_shown), n_refine)
     k = chosen.shape[1]
-    owner = torch.arange(n, device=images.device).repeat_interleave(k)
-    evaluate = _loss_and_gradient(model, images)
-    unit = images.new_tensor(
-        [0.0 if s == 0 else _STEP[name] for name, s in zip(parameters_of(model.family), model.scale, strict=True)]
-    )
-    alpha, loss, n_iter, converged = refine(
-        lambda row, pose: evaluate(owner[row], pose),
-        restarts[owner, chosen.flatten()],
-        unit,
-        max_iter=max_iter if bool(unit.any()) else 0,
-        tol=tol,
-    )
-    log_prior = model.log_prior(alpha)
-    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, alpha)
-    energy = (appeal - loss).nan_to_num(nan=-math.inf).view(n, k)
-    alpha = wrap_angle(alpha, model.family).view(n, k, n_params)
-    elbo = (-loss - log_prior).nan_to_num(nan=-math.inf).view(n, k)
-    best = energy.argmax(dim=1, keepdim=True)
-    found = _Found(alpha, elbo, energy).ordered(-energy)
+    found, n_iter, converged = _refined(model, images, restarts, chosen, max_iter=max_iter, tol=tol)
     identity_energy = elbo_identity + in_blocks(model.appeal, block_size(images), images)
     gain = (found.energy[:, 0] - identity_energy).nan_to_num(nan=0.0)
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
     found = found.behind_identity(stays, elbo_identity, identity_energy + min_gain)
-    repeats = _repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, -1))
+    again = repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, -1))
     # An image that may not move has one hypothesis, the others repeat it.
-    repeats = repeats | (~movable[:, None] & (torch.arange(k + 1, device=repeats.device) > 0))
-    found, repeats = found.ordered(repeats.long()).best(k), repeats.sort(dim=1, stable=True).values[:, :k]
+    again = again | (~movable[:, None] & (torch.arange(k + 1, device=again.device) > 0))
+    found, again = found.ordered(again.long()).best(k), again.sort(dim=1, stable=True).values[:, :k]
     matrix = model.matrix(found.alpha[:, 0], images)
     return AlignmentResult(
         alpha=found.alpha[:, 0],
@@ -509,11 +491,11 @@ def align(
         elbo=found.elbo[:, 0],
         elbo_identity=elbo_identity,
         gain=gain,
-        n_iter=n_iter.view(n, k).amax(dim=1),
-        converged=converged.view(n, k).gather(1, best)[:, 0] | stays,
+        n_iter=n_iter,
+        converged=converged | stays,
         hypotheses=found.alpha,
         hypothesis_elbo=found.elbo,
-        hypothesis_weight=_weights(found.energy / temperature, repeats),
+        hypothesis_weight=_weights(found.energy / temperature, again),
     )
 
 
@@ -564,18 +546,54 @@ class _Found:
         )
 
 
-def _repeats(matrices: Tensor) -> Tensor:
+def _refined(
+    model: AVAE, images: Tensor, restarts: Tensor, chosen: Tensor, *, max_iter: int, tol: float
+) -> tuple[_Found, Tensor, Tensor]:
+    """Refine the chosen restarts of each image, all as one batch.
+
+    Returns
+    -------
+    found : _Found
+        The hypothesis of the highest energy first.
+    n_iter : Tensor of shape (n,)
+        Evaluations of the hypothesis that took the most.
+    converged : Tensor of bool of shape (n,)
+        Whether the first hypothesis did.
+    """
+    n, k = chosen.shape
+    owner = torch.arange(n, device=images.device).repeat_interleave(k)
+    evaluate = _loss_and_gradient(model, images)
+    unit = images.new_tensor(
+        [0.0 if s == 0 else _STEP[name] for name, s in zip(parameters_of(model.family), model.scale, strict=True)]
+    )
+    alpha, loss, n_iter, converged = refine(
+        lambda row, pose: evaluate(owner[row], pose),
+        restarts[owner, chosen.flatten()],
+        unit,
+        max_iter=max_iter if bool(unit.any()) else 0,
+        tol=tol,
+    )
+    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, alpha)
+    energy = (appeal - loss).nan_to_num(nan=-math.inf).view(n, k)
+    elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
+    alpha = wrap_angle(alpha, model.family).view(n, k, -1)
+    best = energy.argmax(dim=1, keepdim=True)
+    found = _Found(alpha, elbo, energy).ordered(-energy)
+    return found, n_iter.view(n, k).amax(dim=1), converged.view(n, k).gather(1, best)[:, 0]
+
+
+def repeats(matrices: Tensor) -> Tensor:
     """Tell which hypotheses repeat an earlier one that repeats none; matrices of shape (n, k, 6)."""
     near = (matrices[:, :, None] - matrices[:, None]).norm(dim=3) < _SAME_BASIN
-    repeats = torch.zeros(matrices.shape[:2], dtype=torch.bool, device=matrices.device)
+    again = torch.zeros(matrices.shape[:2], dtype=torch.bool, device=matrices.device)
     for later in range(1, matrices.shape[1]):
-        repeats[:, later] = (near[:, later, :later] & ~repeats[:, :later]).any(dim=1)
-    return repeats
+        again[:, later] = (near[:, later, :later] & ~again[:, :later]).any(dim=1)
+    return again
 
 
-def _weights(energy: Tensor, repeats: Tensor) -> Tensor:
+def _weights(energy: Tensor, again: Tensor) -> Tensor:
     """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first."""
-    below = (energy - energy[:, :1]).nan_to_num(nan=-math.inf).masked_fill(repeats, -math.inf)
+    below = (energy - energy[:, :1]).nan_to_num(nan=-math.inf).masked_fill(again, -math.inf)
     below[:, 0] = 0.0
     return below.softmax(dim=1)
 
@@ -583,9 +601,9 @@ def _weights(energy: Tensor, repeats: Tensor) -> Tensor:
 def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     """Return standard deviations of poses, from the curvature of ELBO plus log prior at the optimum.
 
-    The covariance is the inverse Hessian (Laplace's approximation). The Hessian is taken by
-    central differences of the gradient over steps in which the kinks of the interpolation average out. Where the ELBO
-    is flat the deviation is that of the prior, or of the uniform distribution on the circle for an angle.
+    The covariance is the inverse Hessian (Laplace's approximation), which is taken by central differences of the
+    gradient over steps in which the kinks of the interpolation average out. Where the ELBO is flat the deviation is
+    that of the prior, or of the uniform distribution on the circle for an angle.
 
     Parameters
     ----------

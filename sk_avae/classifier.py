@@ -4,14 +4,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from ._validation import check_rows
+from ._validation import check_count, check_rows, unchanged_on_error
 from .estimator import AVAEEstimator
 
 
@@ -102,8 +102,10 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         self._check_parameters()
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        labels: NDArray[Any] = column_or_1d(y, warn=True)
+        if labels.dtype.kind == "f":
+            assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
         estimator = AVAEEstimator() if self.estimator is None else clone(self.estimator)
         if not hasattr(estimator, "transform_hypotheses"):
             raise TypeError(
@@ -115,9 +117,9 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         classifier = LogisticRegression() if self.classifier is None else clone(self.classifier)
         with unchanged_on_error(self):
             check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
-            check_consistent_length(X, y)
-            self.estimator_ = estimator.fit(X)
-            self.classifier_ = classifier.fit(self._best(X), y)
+            check_consistent_length(X, labels)
+            self.estimator_ = estimator.fit(X, labels)
+            self.classifier_ = classifier.fit(self._best(X), labels)
             self.classes_ = self.classifier_.classes_
         return self
 

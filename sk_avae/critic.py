@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import compose, identity_matrix, invert, wrap_angle
-from .alignment import AVAE, align, block_size, in_blocks, pose_deviation
+from .alignment import AVAE, align, block_size, in_blocks, pose_deviation, repeats
 from .starts import Moments, starting_poses
 from .vae import EvenLinear
 
@@ -150,7 +150,6 @@ def find_hypotheses(
         starts = starting_poses(perturbed, model.background, typical, search.n_restarts, model.family, model.scale)
         if show_truth:
             starts = torch.cat([starts, alpha[:, None]], dim=1)
-        # So hot that no weight but that of a repetition becomes 0.
         found = align(
             model,
             perturbed,
@@ -158,15 +157,14 @@ def find_hypotheses(
             n_refine=search.n_refine,
             max_iter=search.max_iter,
             tol=search.tol,
-            temperature=_HOTTEST,
         )
         n, k, n_params = found.hypotheses.shape
         poses = found.hypotheses.reshape(-1, n_params)
-        energy = (found.hypothesis_elbo + model.log_prior(poses).view(n, k)).masked_fill(
-            found.hypothesis_weight == 0, -math.inf
-        )
-        right = is_right(model.matrix(poses, images), truth.repeat_interleave(k, dim=0)).view(n, k)
-        parts.append(Hypotheses(perturbed, found.hypotheses, energy, right & energy.isfinite()))
+        matrix = model.matrix(poses, images)
+        again = repeats(matrix.view(n, k, -1))
+        energy = found.hypothesis_elbo + model.log_prior(poses).view(n, k)
+        right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
+        parts.append(Hypotheses(perturbed, found.hypotheses, energy.masked_fill(again, -math.inf), right & ~again))
     return Hypotheses(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -239,8 +237,7 @@ def calibrate(scores: Tensor, energy: Tensor, right: Tensor) -> tuple[float, flo
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     temperature, weight = logs.detach().exp().tolist()
-    temperature = min(max(temperature, _COLDEST), _HOTTEST)
-    return temperature, weight * temperature
+    return min(max(temperature, _COLDEST), _HOTTEST), weight * temperature
 
 
 def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor) -> Tensor:

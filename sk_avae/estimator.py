@@ -313,11 +313,6 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return images
 
     def _check_parameters(self) -> None:
-        for name in ("allow_reflection", "critic"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        check_family(self.family)
-        prior_scale(self.alpha_prior, self._family)
         for name in ("latent_size", "max_epochs", "batch_size", "n_iter_no_change"):
             check_count(name, getattr(self, name))
         self._check_search()
@@ -337,6 +332,11 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
+        for name in ("allow_reflection", "critic"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        check_family(self.family)
+        prior_scale(self.alpha_prior, self._family)
         for name in ("n_restarts", "n_refine"):
             check_count(name, getattr(self, name))
         check_count("max_iter", self.max_iter, minimum=0)

@@ -54,10 +54,10 @@ def turned(digits) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def stretched(digits) -> SimpleNamespace:
-    """600 test digits turned by any angle, scaled and sheared: `X` (read-only), the true `alpha` and the labels `y`."""
-    X, alpha = make_perturbed(digits.X_test[:600], family="linear", random_state=0)
+    """400 test digits turned by any angle, scaled and sheared: `X` (read-only), the true `alpha` and the labels `y`."""
+    X, alpha = make_perturbed(digits.X_test[:400], family="linear", random_state=0)
     X.flags.writeable = False
-    return SimpleNamespace(X=X, alpha=alpha, y=digits.y_test[:600])
+    return SimpleNamespace(X=X, alpha=alpha, y=digits.y_test[:400])
 
 
 @pytest.fixture(scope="session")
@@ -99,8 +99,10 @@ def avae(fitted) -> AVAEEstimator:
 def fitted_with_critic(small_avae, digits) -> AVAEEstimator:
     """One model of the session with a critic and a learned gate: nothing may change it, so take `choosy`."""
     with unchanged_random_state():
-        model = small_avae(family="linear", critic=True, min_gain="auto", n_restarts=24, n_refine=4, max_epochs=30)
-        return model.fit(digits.X[:2000])
+        model = small_avae(
+            family="linear", critic=True, min_gain="auto", n_restarts=24, n_refine=4, max_epochs=30, max_iter=200
+        )
+        return model.fit(digits.X[:1600])
 
 
 @pytest.fixture

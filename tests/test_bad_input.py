@@ -20,7 +20,7 @@ from sk_avae.likelihoods import Gaussian
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
 IMAGE_METHODS = (
-    *("transform", "align", "score", "score_samples", "negative_elbo", "encode", "reconstruct"),
+    *("transform", "transform_hypotheses", "align", "score", "score_samples", "negative_elbo", "encode", "reconstruct"),
     "fit",
 )
 
@@ -274,6 +274,7 @@ BAD_PARAMETERS = [
     ("family", "similarty", ValueError, r"Did you mean 'similarity'\?"),
     ("family", "homography", ValueError, "family must be one of .* got 'homography'"),
     ("family", None, ValueError, "family must be one of .* got None"),
+    ("family", "rotation+reflection", ValueError, r"must be one of .* got 'rotation\+reflection'"),
     ("n_restarts", 0, ValueError, "n_restarts == 0, must be >= 1"),
     ("n_restarts", -3, ValueError, "n_restarts == -3, must be >= 1"),
     ("n_restarts", 2.5, TypeError, "n_restarts must be an instance of"),
@@ -285,6 +286,8 @@ BAD_PARAMETERS = [
     ("tol", math.nan, ValueError, "tol"),
     ("min_gain", -1.0, ValueError, "min_gain == -1.0, must be >= 0"),
     ("min_gain", math.nan, ValueError, "min_gain"),
+    ("min_gain", "Auto", TypeError, "min_gain must be an instance of"),
+    ("min_gain", None, TypeError, "min_gain must be an instance of"),
     ("alpha_prior", "flat", ValueError, "alpha_prior must be 'auto', None or a dict, got 'flat'"),
     ("alpha_prior", 0.5, ValueError, "alpha_prior must be 'auto', None or a dict, got 0.5"),
     ("alpha_prior", {"tx": 0.1}, ValueError, r"alpha_prior names \['tx'\], but the family 'rotation' has \['angle'\]"),
@@ -320,6 +323,12 @@ BAD_FIT_PARAMETERS = [
     ("device", "cuda:77", ValueError, "device='cuda:77' is not available here"),
     ("random_state", "lucky", ValueError, "'lucky' cannot be used to seed"),
     ("random_state", -1, ValueError, "Seed must be between 0"),
+    ("padding", "mirror", ValueError, r"padding must be one of \['background', 'border', 'reflect'\], got 'mirror'"),
+    ("padding", None, ValueError, "padding must be one of .* got None"),
+    ("critic", "yes", TypeError, "critic must be True or False, got 'yes'"),
+    ("critic", None, TypeError, "critic must be True or False, got None"),
+    ("allow_reflection", math.nan, TypeError, "allow_reflection must be True or False, got nan"),
+    ("allow_reflection", 2, TypeError, "allow_reflection must be True or False, got 2"),
     ("align_training", True, NotImplementedError, "align_training=True is not implemented yet"),
 ]
 
@@ -333,6 +342,31 @@ def test_a_parameter_out_of_range_is_named_by_fit(refuses, digits, name, value, 
 def test_a_parameter_of_the_search_is_named_when_set_after_fit(refuses, digits, name, value, error, match):
     for method in ("transform", "align", "score", "encode"):
         refuses(lambda model, method=method: getattr(model, method)(digits.X[:3]), error, match, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "match"),
+    [
+        (None, "family must be one of .* got None"),
+        ("rigit", r"family must be one of .* got 'rigit'. Did you mean 'rigid'\?"),
+    ],
+)
+def test_an_unknown_family_is_named_as_it_was_given_with_reflection_too(refuses, digits, family, match):
+    for method in ("fit", "transform"):
+        refuses(
+            lambda model, method=method: getattr(model, method)(digits.X[:20]),
+            ValueError,
+            match,
+            family=family,
+            allow_reflection=True,
+        )
+
+
+def test_the_mirror_has_no_prior(refuses, digits):
+    match = r"alpha_prior names \['reflected'\]"
+    refuses(
+        lambda model: model.fit(digits.X[:20]), ValueError, match, alpha_prior={"reflected": 0.5}, allow_reflection=True
+    )
 
 
 def test_numbers_of_numpy_are_numbers(small_avae, digits):

@@ -92,9 +92,9 @@ def test_gradient_of_the_loss():
 # ---------------------------------------------------------------- calibration
 
 
-def synthetic(temperature, weight=0.0, n=6000, k=4, spread=30.0):
+def synthetic(temperature, weight=0.0, n=6000, k=4):
     """Draw scores and energies, and the right hypothesis with the probabilities that these are calibrated to."""
-    energy = -100 + spread * torch.randn(n, k, generator=generator(1))
+    energy = -100 + 3 * temperature * torch.randn(n, k, generator=generator(1))
     scores = torch.randn(n, k, generator=generator(2))
     probabilities = (scores * weight + energy / temperature).softmax(dim=1)
     drawn = torch.multinomial(probabilities, 1, generator=generator(3))

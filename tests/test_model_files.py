@@ -36,12 +36,13 @@ print(joblib.hash(model))
 """
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv", "gaussian", "canonicalizer", "frozen"])
+@pytest.mark.parametrize("kind", ["mlp", "conv", "gaussian", "critic", "canonicalizer", "frozen"])
 def test_a_model_loaded_in_another_process_gives_the_same_bits(small_avae, digits, turned, fitted, tmp_path, kind):
     model = {
         "mlp": fitted,
         "conv": small_avae(module="conv", pad=2, max_epochs=1, n_restarts=4),
         "gaussian": small_avae(likelihood="gaussian", family="similarity", max_epochs=1, n_restarts=4, max_iter=0),
+        "critic": small_avae(critic=True, min_gain="auto", allow_reflection=True, max_epochs=1, n_restarts=4, pad=1),
         "canonicalizer": AffineCanonicalizer(small_avae(max_epochs=1, n_restarts=4), append_alpha=True),
         "frozen": AffineCanonicalizer(FrozenEstimator(fitted)),
     }[kind]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, wrap_angle
+from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, without_reflection, wrap_angle
 from .descent import ValueAndGradient, refine
 from .likelihoods import kl_divergence
 
@@ -61,10 +61,10 @@ _STEP = {
     REFLECTED: 0.0,
 }
 
-# The part of such a distance over which curvature is taken, and deviations of parameters, and of angles, of which
-# the ELBO says nothing (an angle is then uniform on the circle).
+# The part of such a distance over which curvature is taken, and the deviation of parameters (1 but for these) of which
+# neither ELBO nor prior say anything: an angle is then uniform on the circle.
 _CURVATURE_STEP = 0.5
-_WIDEST = (1.0, math.pi / math.sqrt(3))
+_WIDEST = {"angle": math.pi / math.sqrt(3)}
 
 # So many times the restarts that are refined are shown to the critic first.
 _SHORTLIST = 4
@@ -102,15 +102,16 @@ def prior_scale(alpha_prior: str | Mapping[str, float] | None, family: str) -> t
     (inf, 0.0, 0.5)
     """
     names = parameters_of(family)
+    own = [name for name in names if name != REFLECTED]
     if alpha_prior is None:
         return (math.inf,) * len(names)
     if alpha_prior == "auto":
         alpha_prior = {}
     if not isinstance(alpha_prior, Mapping):
         raise ValueError(f"alpha_prior must be 'auto', None or a dict, got {alpha_prior!r}.")
-    unknown = sorted(set(alpha_prior) - (set(names) - {REFLECTED}))
+    unknown = sorted(set(alpha_prior) - set(own))
     if unknown:
-        raise ValueError(f"alpha_prior names {unknown}, but the family {family!r} has {list(names)}.")
+        raise ValueError(f"alpha_prior names {unknown}, but the family {without_reflection(family)!r} has {own}.")
     for name, value in alpha_prior.items():
         if not isinstance(value, Real) or not value >= 0:
             raise ValueError(f"alpha_prior[{name!r}] must be a standard deviation >= 0, got {value!r}.")
@@ -207,7 +208,7 @@ class AVAE:
             alpha = torch.where(angles, 2 * (alpha / 2).sin(), alpha)
         return -0.5 * (alpha.square() * alpha.new_tensor(precision)).sum(dim=1)
 
-    def appeal(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
+    def critic_score(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Return what the critic says of the canonical images, in nats, of shape (n,); 0 without one."""
         if self.critic is None:
             return images.new_zeros(len(images))
@@ -243,8 +244,8 @@ class AlignmentResult:
     hypothesis_elbo : ndarray of shape (n_samples, n_hypotheses)
         Their ELBO.
     hypothesis_weight : ndarray of shape (n_samples, n_hypotheses)
-        Their probabilities: proportional to exp(energy / temperature), with the energy as in `gain` and the temperature
-        that `fit` learned.
+        Their probabilities: proportional to exp(score / temperature), with the score as in `gain` (an image that stays
+        adds `min_gain` to the identity's) and the temperature that `fit` learned.
     alpha_std : ndarray of shape (n_samples, n_params) or None
         Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
         own poses together; 0 where a parameter is frozen.
@@ -446,7 +447,7 @@ def align(
     tol : float, default=1e-2
         Promised gain, in nats, below which a start has converged.
     min_gain : float, default=0.0
-        An image is moved only if the energy (ELBO, log prior, critic) gains more than this over the identity, in nats.
+        An image is moved only if the score (ELBO, log prior, critic) gains more than this over the identity, in nats.
     temperature : float, default=1.0
         Of the hypotheses' weights, in nats.
     movable : Tensor of bool of shape (n,) or None, default=None
@@ -459,27 +460,31 @@ def align(
     Raises
     ------
     ValueError
-        If the VAE is in training mode: batch norm would make an image's ELBO depend on its neighbours.
+        If the VAE or the critic is in training mode: batch norm would make an image's ELBO depend on its neighbours.
 
     References
     ----------
     Bidart & Wong (2019), equation 2 and section 3.2.
     """
-    if model.vae.training:
-        raise ValueError("The VAE must be in evaluation mode while images are aligned: call vae.eval().")
+    if model.vae.training or (model.critic is not None and model.critic.training):
+        raise ValueError("The VAE and the critic must be in evaluation mode while images are aligned: call eval().")
     elbo_identity = in_blocks(model.elbo, block_size(images), images).nan_to_num(nan=-math.inf)
     scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[:, 1:])], dim=1)
     n, n_restarts, n_params = restarts.shape
     matrices = model.matrix(restarts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
     n_shown = n_refine if model.critic is None else _SHORTLIST * n_refine
-    chosen = _most_liked(model, images, restarts, scores, distinct_best(scores, matrices, n_shown), n_refine)
+    chosen = distinct_best(scores, matrices, n_shown)
+    if model.critic is not None:
+        liked = scores.gather(1, chosen) + _critic_scores(model, images, restarts, chosen)
+        again = distinct_best(liked, matrices[torch.arange(n, device=images.device)[:, None], chosen], n_refine)
+        chosen = chosen.gather(1, again)
     k = chosen.shape[1]
     found, n_iter, converged = _refined(model, images, restarts, chosen, max_iter=max_iter, tol=tol)
-    identity_energy = elbo_identity + in_blocks(model.appeal, block_size(images), images)
-    gain = (found.energy[:, 0] - identity_energy).nan_to_num(nan=0.0)
+    identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images), images)
+    gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
-    found = found.behind_identity(stays, elbo_identity, identity_energy + min_gain)
+    found = found.behind_identity(stays, elbo_identity, identity_score + min_gain)
     again = repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, -1))
     # An image that may not move has one hypothesis, the others repeat it.
     again = again | (~movable[:, None] & (torch.arange(k + 1, device=again.device) > 0))
@@ -495,42 +500,38 @@ def align(
         converged=converged | stays,
         hypotheses=found.alpha,
         hypothesis_elbo=found.elbo,
-        hypothesis_weight=_weights(found.energy / temperature, again),
+        hypothesis_weight=_weights(found.score / temperature, again),
     )
 
 
-def _most_liked(model: AVAE, images: Tensor, restarts: Tensor, scores: Tensor, distinct: Tensor, k: int) -> Tensor:
-    """Return the `k` of the distinct restarts, of shape (n, k), that the ELBO and the critic together like best."""
-    if model.critic is None:
-        return distinct
-    n, m = distinct.shape
-    owner = torch.arange(n, device=images.device).repeat_interleave(m)
-    poses = restarts[owner, distinct.flatten()]
-    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, poses)
-    best = (scores.gather(1, distinct) + appeal.view(n, m)).argsort(dim=1, descending=True, stable=True)
-    return distinct.gather(1, best[:, :k])
+def _critic_scores(model: AVAE, images: Tensor, restarts: Tensor, chosen: Tensor) -> Tensor:
+    """Return what the critic says of chosen restarts, of shape (n, n_chosen)."""
+    owner = torch.arange(len(images), device=images.device).repeat_interleave(chosen.shape[1])
+    poses = restarts[owner, chosen.flatten()]
+    critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, poses)
+    return critic_score.view(chosen.shape)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The refined hypotheses of each image: alpha of shape (n, k, n_params), ELBO and energy of shape (n, k)."""
+    """The refined hypotheses of each image: alpha of shape (n, k, n_params), ELBO and score of shape (n, k)."""
 
     alpha: Tensor
     elbo: Tensor
-    energy: Tensor
+    score: Tensor
 
     def ordered(self, key: Tensor) -> "_Found":
         """Sort each image's hypotheses by a key of shape (n, k), lowest first."""
         order = key.argsort(dim=1, stable=True)
         alpha = self.alpha.gather(1, order[:, :, None].expand_as(self.alpha))
-        return _Found(alpha, self.elbo.gather(1, order), self.energy.gather(1, order))
+        return _Found(alpha, self.elbo.gather(1, order), self.score.gather(1, order))
 
     def best(self, k: int) -> "_Found":
         """Keep the first `k` hypotheses."""
-        return _Found(self.alpha[:, :k], self.elbo[:, :k], self.energy[:, :k])
+        return _Found(self.alpha[:, :k], self.elbo[:, :k], self.score[:, :k])
 
-    def behind_identity(self, stays: Tensor, elbo: Tensor, energy: Tensor) -> "_Found":
-        """Put the identity, with its ELBO and energy, before the hypotheses of some images.
+    def behind_identity(self, stays: Tensor, elbo: Tensor, score: Tensor) -> "_Found":
+        """Put the identity, with its ELBO and score, before the hypotheses of some images.
 
         The other images have their last hypothesis twice instead.
         """
@@ -542,7 +543,7 @@ class _Found:
         return _Found(
             shifted(torch.zeros_like(self.alpha[:, :1]), self.alpha),
             shifted(elbo[:, None], self.elbo),
-            shifted(energy[:, None], self.energy),
+            shifted(score[:, None], self.score),
         )
 
 
@@ -554,7 +555,7 @@ def _refined(
     Returns
     -------
     found : _Found
-        The hypothesis of the highest energy first.
+        The hypothesis of the highest score first.
     n_iter : Tensor of shape (n,)
         Evaluations of the hypothesis that took the most.
     converged : Tensor of bool of shape (n,)
@@ -573,12 +574,12 @@ def _refined(
         max_iter=max_iter if bool(unit.any()) else 0,
         tol=tol,
     )
-    appeal = in_blocks(lambda row, pose: model.appeal(images[row], pose), block_size(images), owner, alpha)
-    energy = (appeal - loss).nan_to_num(nan=-math.inf).view(n, k)
+    critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, alpha)
+    score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)
-    best = energy.argmax(dim=1, keepdim=True)
-    found = _Found(alpha, elbo, energy).ordered(-energy)
+    best = score.argmax(dim=1, keepdim=True)
+    found = _Found(alpha, elbo, score).ordered(-score)
     return found, n_iter.view(n, k).amax(dim=1), converged.view(n, k).gather(1, best)[:, 0]
 
 
@@ -591,9 +592,9 @@ def repeats(matrices: Tensor) -> Tensor:
     return again
 
 
-def _weights(energy: Tensor, again: Tensor) -> Tensor:
+def _weights(score: Tensor, again: Tensor) -> Tensor:
     """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first."""
-    below = (energy - energy[:, :1]).nan_to_num(nan=-math.inf).masked_fill(again, -math.inf)
+    below = (score - score[:, :1]).nan_to_num(nan=-math.inf).masked_fill(again, -math.inf)
     below[:, 0] = 0.0
     return below.softmax(dim=1)
 
@@ -603,7 +604,7 @@ def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
 
     The covariance is the inverse Hessian (Laplace's approximation), which is taken by central differences of the
     gradient over steps in which the kinks of the interpolation average out. Where the ELBO is flat the deviation is
-    that of the prior, or of the uniform distribution on the circle for an angle.
+    that of the prior; where the prior is flat too, that of the uniform distribution on the circle for an angle, else 1.
 
     Parameters
     ----------
@@ -633,7 +634,9 @@ def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
         columns.append((change[:, free] * steps / (2 * _CURVATURE_STEP)).nan_to_num())
     hessian = torch.stack(columns, dim=2).double()
     eigenvalues, vectors = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
-    variance = (vectors.square() / eigenvalues.clamp(min=1e-6)[:, None]).sum(dim=2)
-    widest = steps.new_tensor([min(model.scale[i], _WIDEST[names[i] == "angle"]) for i in free])
+    widest = steps.new_tensor([min(model.scale[i], _WIDEST.get(names[i], 1.0)) for i in free])
+    # No direction is wider than the widest parameter, so that a flat one does not swamp the others.
+    flattest = float((steps / widest).square().min())
+    variance = (vectors.square() / eigenvalues.clamp(min=flattest)[:, None]).sum(dim=2)
     deviation[:, free] = (variance.sqrt().to(alpha) * steps).minimum(widest)
     return deviation

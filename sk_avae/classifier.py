@@ -149,11 +149,13 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         self._check_parameters()
         images, weights = self.estimator_.transform_hypotheses(X)
-        images, weights = images[:, : self.n_hypotheses], weights[:, : self.n_hypotheses]
-        probabilities = np.zeros((*weights.shape, len(self.classes_)), dtype=weights.dtype)
-        counts = weights > 0
-        probabilities[counts] = self.classifier_.predict_proba(images[counts])
-        return np.einsum("nk,nkc->nc", weights, probabilities) / weights.sum(axis=1, keepdims=True)
+        weights = weights[:, : self.n_hypotheses]
+        probabilities = np.zeros((len(weights), len(self.classes_)), dtype=weights.dtype)
+        for image, weight in zip(images.swapaxes(0, 1), weights.T, strict=False):
+            counts = weight > 0
+            if counts.any():
+                probabilities[counts] += weight[counts, None] * self.classifier_.predict_proba(image[counts])
+        return probabilities / weights.sum(axis=1, keepdims=True)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most probable class of each image.

@@ -4,25 +4,26 @@ The ELBO alone is often *higher* at a wrong pose: a stretched 4 makes a fine 9. 
 mistakes. Training images are perturbed and aligned; of the hypotheses :math:`h` that alignment finds for an image it
 has to pick one that is right,
 
-.. math:: p(h) \propto \exp( w \cdot \text{critic}(A_h x) + \text{energy}(h) / T ),
+.. math:: p(h) \propto \exp( w \cdot \text{critic}(A_h x) + \log p(x, h) / T ),
 
-where the energy is ELBO plus log prior. The temperature T and the weight w are fitted afterwards on hypotheses for
-images that the critic was not trained on, so that the weights of hypotheses are calibrated.
+where the log joint density is ELBO plus log prior. The temperature T and the weight w are fitted afterwards on
+hypotheses for images that the critic was not trained on, so that the weights of hypotheses are calibrated.
 
 References
 ----------
-Gutmann & Hyvarinen (2010), "Noise-contrastive estimation" (learning an energy by telling data from what is not); Guo et
+Gutmann & Hyvarinen (2010), "Noise-contrastive estimation" (learning a density by telling data from what is not); Guo et
 al. (2017), "On calibration of modern neural networks" (one temperature).
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .affine import compose, identity_matrix, invert, wrap_angle
-from .alignment import AVAE, align, block_size, in_blocks, pose_deviation, repeats
+from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, pose_deviation, repeats
 from .starts import Moments, starting_poses
 from .vae import EvenLinear
 
@@ -31,12 +32,13 @@ from .vae import EvenLinear
 _RIGHT = 0.6
 
 _IMAGES_PER_PART = 2048
+_PIXELS_PER_PART = 2**22
 _CHANNELS = (16, 32, 32)
 _HIDDEN = 64
 _DROPOUT = 0.2
 _FEWEST_RIGHT = 10
 _NINE_TENTHS = 1.645  # standard deviations to either side
-_COLDEST, _HOTTEST = 1.0, 1000.0
+_LOG_TEMPERATURES = 0.0, math.log(1000.0)
 
 
 class Critic(nn.Module):
@@ -97,7 +99,7 @@ class Hypotheses(NamedTuple):
         Perturbed images.
     alpha : Tensor of shape (n, k, n_params)
         Poses that alignment found.
-    energy : Tensor of shape (n, k)
+    log_joint : Tensor of shape (n, k)
         Their ELBO plus log prior, in nats; minus infinity where a hypothesis repeats another.
     right : Tensor of bool of shape (n, k)
         Which of them are right.
@@ -105,7 +107,7 @@ class Hypotheses(NamedTuple):
 
     images: Tensor
     alpha: Tensor
-    energy: Tensor
+    log_joint: Tensor
     right: Tensor
 
 
@@ -115,14 +117,37 @@ def is_right(found: Tensor, true: Tensor) -> Tensor:
     return (left - identity_matrix(len(left), left)).flatten(1).norm(dim=1) < _RIGHT
 
 
+def align_in_parts(
+    model: AVAE, images: Tensor, typical: Moments | None, search: Search, extra: Tensor | None = None
+) -> Iterator[AlignmentResult]:
+    """Align images, some at a time.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+        See `starts.starting_poses`.
+    search : Search
+    extra : Tensor of shape (n, n_params) or None, default=None
+        One more restart of each image.
+    """
+    for rows in _parts(images):
+        some = images[rows]
+        starts = starting_poses(some, model.background, typical, search.n_restarts, model.family, model.scale)
+        if extra is not None:
+            starts = torch.cat([starts, extra[rows, None]], dim=1)
+        yield align(model, some, starts, n_refine=search.n_refine, max_iter=search.max_iter, tol=search.tol)
+
+
+def _parts(images: Tensor) -> Iterator[slice]:
+    """Yield slices of images, fewer at once the larger they are."""
+    size = max(16, min(_IMAGES_PER_PART, _PIXELS_PER_PART // images[0].numel()))
+    return (slice(start, start + size) for start in range(0, len(images), size))
+
+
 def find_hypotheses(
-    model: AVAE,
-    images: Tensor,
-    typical: Moments | None,
-    search: Search,
-    *,
-    true: Tensor,
-    show_truth: bool,
+    model: AVAE, images: Tensor, typical: Moments | None, search: Search, *, true: Tensor, show_truth: bool = False
 ) -> Hypotheses:
     """Perturb canonical images by known poses and align them.
 
@@ -135,40 +160,29 @@ def find_hypotheses(
     search : Search
     true : Tensor of shape (n, n_params)
         The poses to perturb by.
-    show_truth : bool
+    show_truth : bool, default=False
         Whether the truth is among the restarts, so that there is nearly always a right hypothesis.
 
     Returns
     -------
     hypotheses : Hypotheses
     """
-    parts = []
-    for rows in torch.arange(len(images), device=images.device).split(_IMAGES_PER_PART):  # type: ignore[no-untyped-call]
-        alpha = true[rows]
-        truth = model.matrix(alpha, images)
-        perturbed = model.canonical(images[rows], invert(truth))
-        starts = starting_poses(perturbed, model.background, typical, search.n_restarts, model.family, model.scale)
-        if show_truth:
-            starts = torch.cat([starts, alpha[:, None]], dim=1)
-        found = align(
-            model,
-            perturbed,
-            starts,
-            n_refine=search.n_refine,
-            max_iter=search.max_iter,
-            tol=search.tol,
-        )
-        n, k, n_params = found.hypotheses.shape
-        poses = found.hypotheses.reshape(-1, n_params)
-        matrix = model.matrix(poses, images)
-        again = repeats(matrix.view(n, k, -1))
-        energy = found.hypothesis_elbo + model.log_prior(poses).view(n, k)
-        right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
-        parts.append(Hypotheses(perturbed, found.hypotheses, energy.masked_fill(again, -math.inf), right & ~again))
-    return Hypotheses(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    truth = model.matrix(true, images)
+    perturbed = torch.empty_like(images)
+    for rows in _parts(images):
+        perturbed[rows] = model.canonical(images[rows], invert(truth[rows]))
+    results = align_in_parts(model, perturbed, typical, search, true if show_truth else None)
+    found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
+    alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    n, k, n_params = alpha.shape
+    matrix = model.matrix(alpha.view(-1, n_params), images)
+    log_joint = elbo + model.log_prior(alpha.view(-1, n_params)).view(n, k)
+    log_joint = log_joint.masked_fill(repeats(matrix.view(n, k, -1)), -math.inf)
+    right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
+    return Hypotheses(perturbed, alpha, log_joint, right & log_joint.isfinite())
 
 
-def judge(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
+def critic_scores(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
     """Return what a critic says of each hypothesis, of shape (n, k)."""
     n, k, n_params = hypotheses.alpha.shape
     images = hypotheses.images.repeat_interleave(k, dim=0)
@@ -176,12 +190,12 @@ def judge(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
     return critic(model.canonical(images, matrix)).view(n, k)  # type: ignore[no-any-return]
 
 
-def judge_all(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
+def critic_scores_in_blocks(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
     """Return what a critic in evaluation mode says, of shape (n, k), in bounded memory and without a graph."""
     rows = torch.arange(len(hypotheses.images), device=hypotheses.images.device)
 
     def some(row: Tensor) -> Tensor:
-        return judge(model, critic, Hypotheses(*(tensor[row] for tensor in hypotheses)))
+        return critic_scores(model, critic, Hypotheses(*(tensor[row] for tensor in hypotheses)))
 
     return in_blocks(some, block_size(hypotheses.images), rows)
 
@@ -199,14 +213,14 @@ def choice_loss(scores: Tensor, right: Tensor) -> Tensor:
     return -log_share.logsumexp(dim=1).mean()
 
 
-def calibrate(scores: Tensor, energy: Tensor, right: Tensor) -> tuple[float, float]:
-    """Fit the temperature of the energy, and the weight of the critic, to right choices.
+def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fit the temperature of the log joint densities, and the weight of the critic, to right choices.
 
     Parameters
     ----------
     scores : Tensor of shape (n, k)
         What the critic says; zeros fit the temperature alone.
-    energy : Tensor of shape (n, k)
+    log_joint : Tensor of shape (n, k)
         In nats; minus infinity where a hypothesis repeats another.
     right : Tensor of bool of shape (n, k)
 
@@ -215,29 +229,29 @@ def calibrate(scores: Tensor, energy: Tensor, right: Tensor) -> tuple[float, flo
     temperature : float
         In nats, between 1 (the ELBO taken at its word) and 1,000.
     weight : float
-        Nats of energy that one unit of the critic's score is worth.
+        Nats that one unit of the critic's score is worth.
     """
     some = right.any(dim=1) & ~right.all(dim=1)
-    scores, energy, right = scores[some].double(), energy[some].double(), right[some]
+    scores, log_joint, right = scores[some].double(), log_joint[some].double(), right[some]
     if not len(right):
-        return _COLDEST, 0.0
-    energy, repeats = energy - energy.amax(dim=1, keepdim=True), energy == -math.inf
-    energy = energy.masked_fill(repeats, 0.0)
+        return 1.0, 1.0
+    log_joint, repeats = log_joint - log_joint.amax(dim=1, keepdim=True), log_joint == -math.inf
+    log_joint = log_joint.masked_fill(repeats, 0.0)
     logs = torch.tensor([math.log(10.0), 0.0], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        temperature, weight = logs.exp()
+        temperature, weight = logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1].exp()
         # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
-        total = (scores * weight + energy / temperature).masked_fill(repeats, -math.inf)
+        total = (scores * weight + log_joint / temperature).masked_fill(repeats, -math.inf)
         loss = choice_loss(total, right) + 1e-4 * logs.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    temperature, weight = logs.detach().exp().tolist()
-    return min(max(temperature, _COLDEST), _HOTTEST), weight * temperature
+    temperature, weight = logs.detach()[0].clamp(*_LOG_TEMPERATURES).exp().item(), logs.detach()[1].exp().item()
+    return temperature, weight * temperature
 
 
 def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor) -> Tensor:

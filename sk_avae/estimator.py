@@ -49,9 +49,6 @@ from .net import train
 from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
 
-# Share of upright training images that `min_gain="auto"` lets move.
-_FALSE_ALARMS = 0.02
-
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
@@ -85,10 +82,12 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Whether the family holds the mirrored images too: alpha then has one more column, `reflected`, 0 or 1.
     critic : bool, default=True
         Whether `fit` trains a small network to tell right poses from wrong ones, on what alignment finds for perturbed
-        training images; it then has a say in which of the refined poses is best.
+        training images (100 or more); it then has a say in which restarts are refined and which refined pose is best.
+        It, the temperature and the gate are learned for the family and the search that `fit` knows; False turns
+        it off later, too.
     min_gain : float or "auto", default=0.0
-        The identity gate: an image is moved only if the energy (ELBO, log prior and what the critic says) gains more
-        than this, in nats; otherwise it stays as it is, exactly. "auto" learns it in `fit`, such that 2 % of upright
+        The identity gate: an image is moved only if the score (ELBO, log prior and what the critic says) gains more
+        than this, in nats; otherwise it stays as it is, exactly. "auto" is learned in `fit`, such that 2 % of upright
         training images would be moved.
     align_training : bool, default=False
         Whether training images are aligned while training. Not implemented yet.
@@ -132,8 +131,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     device : str or torch.device, default="cpu"
         Where to compute.
     random_state : int, RandomState instance or None, default=None
-        Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of
-        z in training, and `sample`. The global random states are left as they are. Alignment draws nothing.
+        Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of z in
+        training, what the critic is trained on and how, and `sample`. The global random states are left as they
+        are. Alignment draws nothing.
     verbose : int, default=0
         Prints a line per epoch if positive.
 
@@ -161,8 +161,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     pose_spread_ : dict from str to float
         Per parameter, the standard deviation of the training images' own poses around the canonical one, as far as
         alignment tells; a part of `alpha_std`.
-    min_gain_ : float
-        `min_gain`, or what "auto" learned.
+    min_gain_ : float or None
+        What ``min_gain="auto"`` stands for; None if there were too few images to learn it.
     n_features_in_ : int
         Pixels per image.
     feature_names_in_ : ndarray of str
@@ -414,35 +414,44 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             verbose=self.verbose,
         )
 
+    def _choose_as_told(self) -> None:
+        """Choose by ELBO and prior alone: what holds until something is learned."""
+        self.critic_: nn.Module | None = None
+        self.temperature_ = 1.0
+        self.pose_spread_: dict[str, float] = {}
+        self.min_gain_: float | None = None
+
     def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
         """Learn what helps to choose between hypotheses, and the gate, from training images."""
-        self.critic_, self.temperature_, self.pose_spread_ = None, 1.0, {}
-        self.min_gain_ = 0.0 if self.min_gain == "auto" else float(self.min_gain)
-        model, typical, device = self._model(), self._typical_moments(), images.device
-        images = images[~is_constant(images)]
-        parameters = parameters_of(self._family)
-        if not any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
-            return
-        search = Search(self.n_restarts, self.n_refine, self.max_iter, self.tol)
-        with persistence.global_generator(int(torch.randint(2**31, (), generator=generator)), device):
+        self._choose_as_told()
+        model, parameters = self._model(), parameters_of(self._family)
+        if any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
             choice = learn_to_choose(
                 model,
                 images,
-                typical,
+                self._typical_moments(),
                 with_critic=self.critic,
-                search=search,
+                search=Search(self.n_restarts, self.n_refine, self.max_iter, self.tol),
                 generator=generator,
                 verbose=self.verbose,
             )
-        if choice is None:
-            return
-        self.critic_ = None if choice.critic is None else persistence.freeze(choice.critic, device)
-        self.temperature_ = choice.temperature
-        spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
-        self.pose_spread_ = dict(zip(parameters, spread.tolist(), strict=True))
-        if self.min_gain == "auto":
-            gain = self._align_images(choice.held_out, min_gain=0.0).gain
-            self.min_gain_ = max(0.0, float(gain.quantile(1 - _FALSE_ALARMS)))
+            if choice is not None:
+                self.critic_ = choice.critic and persistence.freeze(choice.critic, images.device)
+                self.temperature_, self.min_gain_ = choice.temperature, choice.gate
+                spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
+                self.pose_spread_ = dict(zip(parameters, spread.tolist(), strict=True))
+        self._gate()
+
+    def _gate(self) -> float:
+        """Return the gain that an image has to exceed: what was learned, or what is set now."""
+        if self.min_gain != "auto":
+            return float(self.min_gain)
+        if self.min_gain_ is None:
+            raise ValueError(
+                "min_gain='auto' is learned from at least 100 images in the canonical pose that are not constant, but "
+                "there were fewer. Give more of them (to `from_vae` as X), or say min_gain in nats."
+            )
+        return self.min_gain_
 
     @classmethod
     def from_vae(
@@ -517,16 +526,14 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         estimator.image_format_, estimator.image_shape_ = image_format, shape
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_, estimator.moments_ = [], 0, None
-        estimator.critic_, estimator.temperature_, estimator.pose_spread_ = None, 1.0, {}
+        estimator._choose_as_told()
         if X is not None:
-            images = estimator._to_model(estimator._rows(X))
+            rows = estimator._rows(X)
+            images = estimator._training_images(image_format, estimator.likelihood_, rows, device)
             typical = mean_moments(images, image_format.model_background(device))
             estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
             estimator._learn_to_choose(images, torch.Generator().manual_seed(seed_from(estimator.random_state)))
-        elif estimator.min_gain == "auto":
-            raise ValueError("min_gain='auto' is learned from images in the canonical pose: pass them as X.")
-        else:
-            estimator.min_gain_ = float(estimator.min_gain)
+        estimator._gate()
         return estimator
 
     # ------------------------------------------------------------------ alignment
@@ -590,9 +597,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """
         rows = self._rows(X)
         found = self._align(rows)
-        k = found.hypotheses.shape[1]
-        images = [self._warp(rows, np.ascontiguousarray(found.hypotheses[:, j])) for j in range(k)]
-        return np.stack(images, axis=1), found.hypothesis_weight
+        images = np.empty((*found.hypotheses.shape[:2], rows.shape[1]), dtype=found.hypotheses.dtype)
+        for j in range(images.shape[1]):
+            images[:, j] = self._warp(rows, np.ascontiguousarray(found.hypotheses[:, j]))
+        return images, found.hypothesis_weight
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Turn canonical images back into the pose that they came in.
@@ -661,7 +669,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self.likelihood_,
             self._family,
             self.image_format_.model_background(self._device()),
-            scale=tuple(scale / self.image_format_.frame_units(parameters)),
+            scale=tuple((scale / self.image_format_.frame_units(parameters)).tolist()),
             padding=self.image_format_.padding,
             critic=self.critic_ if self.critic else None,
         )
@@ -671,31 +679,22 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """The family in full: with its mirrored images, where they are allowed."""
         return with_reflection(self.family) if self.allow_reflection else self.family
 
-    def _min_gain(self) -> float:
-        """Return the gate: what was learned, or what is set now."""
-        return self.min_gain_ if self.min_gain == "auto" else float(self.min_gain)
-
-    def _align_images(self, images: Tensor, min_gain: float) -> AlignmentResult:
-        """Align images in the model's frame."""
-        model, typical = self._model(), self._typical_moments()
-        return align(
-            model,
-            images,
-            starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
-            n_refine=self.n_refine,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            min_gain=min_gain,
-            temperature=self.temperature_,
-            movable=~is_constant(self.image_format_.crop(images)),
-        )
-
     def _align(self, rows: NDArray[Any], *, certainty: bool = False) -> AlignmentResult:
-        model = self._model()
+        model, typical = self._model(), self._typical_moments()
         chunks = []
         for chunk in self.image_format_.chunks(len(rows)):
             images = self._to_model(rows[chunk])
-            result = self._align_images(images, self._min_gain())
+            result = align(
+                model,
+                images,
+                starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
+                n_refine=self.n_refine,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                min_gain=self._gate(),
+                temperature=self.temperature_,
+                movable=~is_constant(self.image_format_.crop(images)),
+            )
             if certainty:
                 deviation = pose_deviation(model, images, result.alpha)
                 result = replace(result, alpha_std=deviation)

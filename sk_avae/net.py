@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from .alignment import AVAE
-from .critic import Critic, Hypotheses, choice_loss, judge
+from .critic import Critic, Hypotheses, choice_loss, critic_scores
 
 _CRITIC_EPOCHS = 6
 _CRITIC_BATCH = 128
+_CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
 _CRITIC_LR = 4e-3
 
 
@@ -110,7 +111,7 @@ class AVAENet(NeuralNet):
             return {"loss": -self._model().elbo(images).mean(), "y_pred": None}
 
 
-def _divergence(net: AVAENet, what: str) -> ValueError:
+def _divergence(net: NeuralNet, what: str) -> ValueError:
     return ValueError(
         f"Training diverged: {what} is no longer a finite number in epoch {len(net.history)}. "
         f"Lower lr (now {net.lr:g}) or check the range of the pixels."
@@ -120,7 +121,7 @@ def _divergence(net: AVAENet, what: str) -> ValueError:
 class _StopOnDivergence(Callback):
     """Raise when the loss is no longer a number: every later weight would be one neither."""
 
-    def on_batch_end(self, net: AVAENet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
+    def on_batch_end(self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         if not math.isfinite(kwargs["loss"]):
             raise _divergence(net, "the loss")
 
@@ -261,13 +262,13 @@ class _CriticNet(NeuralNet):
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
-        return [("train_loss", PassthroughScoring("train_loss", on_train=True))]
+        return [("train_loss", PassthroughScoring("train_loss", on_train=True)), ("finite", _StopOnDivergence())]
 
     def train_step_single(self, batch: tuple[tuple[Tensor, ...], None], **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a batch of hypotheses, and its gradient."""
         self._set_training(True)
         found = Hypotheses(*batch[0])
-        scores = judge(self.model, self.module_, found).masked_fill(found.energy == -math.inf, -math.inf)
+        scores = critic_scores(self.model, self.module_, found).masked_fill(found.log_joint == -math.inf, -math.inf)
         loss = choice_loss(scores, found.right)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}
@@ -281,7 +282,7 @@ def train_critic(
     generator: torch.Generator,
     device: torch.device,
     verbose: int,
-) -> None:
+) -> bool:
     """Train a critic in place to choose the right ones among hypotheses.
 
     AdamW with one cycle of the learning rate. Images without a right hypothesis, or with nothing else, teach nothing
@@ -298,13 +299,25 @@ def train_critic(
     device : torch.device
     verbose : int
         Prints a line per epoch if positive.
+
+    Returns
+    -------
+    learned : bool
+        Whether there was anything to learn from.
+
+    Raises
+    ------
+    ValueError
+        If the loss or a weight becomes infinite or not a number.
     """
-    wrong = ~hypotheses.right & hypotheses.energy.isfinite()
+    wrong = ~hypotheses.right & hypotheses.log_joint.isfinite()
     teaches = hypotheses.right.any(dim=1) & wrong.any(dim=1)
     if not bool(teaches.any()):
-        return
+        return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
-    n_steps = _CRITIC_EPOCHS * -(-len(dataset) // _CRITIC_BATCH)
+    pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
+    batch_size = max(8, min(_CRITIC_BATCH, _CRITIC_PIXELS // pixels_per_image))
+    n_steps = _CRITIC_EPOCHS * -(-len(dataset) // batch_size)
     schedule = LRScheduler(
         torch.optim.lr_scheduler.OneCycleLR,
         max_lr=_CRITIC_LR,
@@ -319,9 +332,9 @@ def train_critic(
         optimizer=torch.optim.AdamW,
         optimizer__weight_decay=1e-2,
         optimizer__fused=True,
-        lr=_CRITIC_LR / 25,
+        lr=_CRITIC_LR,
         max_epochs=_CRITIC_EPOCHS,
-        batch_size=_CRITIC_BATCH,
+        batch_size=batch_size,
         iterator_train=TensorBatches,
         iterator_train__generator=generator,
         train_split=None,
@@ -333,3 +346,6 @@ def train_critic(
     net.notify("on_train_begin", X=None)
     net.fit_loop(dataset)
     net.notify("on_train_end", X=None)
+    if not all(weight.isfinite().all() for weight in critic.parameters()):
+        raise _divergence(net, "a weight of the critic")
+    return True

@@ -109,14 +109,16 @@ def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Ten
 
 
 def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    """Draw poses uniformly within the reach of the table, half of them reflected where the family reflects.
+    """Draw poses uniformly within the reach of the table, and of three deviations of the prior.
+
+    Half of them are reflected where the family reflects.
 
     Parameters
     ----------
     n : int
     family : str
     scale : tuple of float
-        The prior's standard deviations; columns of frozen parameters (0) are 0.
+        The prior's standard deviations.
     generator : torch.Generator
         On the CPU.
 
@@ -126,8 +128,8 @@ def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch
     """
     names = parameters_of(family)
     uniform = 2 * torch.rand(n, len(names), generator=generator) - 1
-    reach = torch.tensor([0.0 if s == 0 else REACH.get(name, 1.0) for name, s in zip(names, scale, strict=True)])
-    alpha = uniform * reach
+    reach = [float(min(REACH.get(name, 1.0), 3 * s)) for name, s in zip(names, scale, strict=True)]
+    alpha = uniform * torch.tensor(reach)
     if names[-1] == REFLECTED:
         alpha[:, -1] = (alpha[:, -1] > 0).to(alpha)
     return alpha

@@ -386,7 +386,7 @@ def energies(model, images, result):
     n, k, n_params = result.hypotheses.shape
     poses, images = result.hypotheses.reshape(-1, n_params), images.repeat_interleave(k, dim=0)
     with torch.no_grad():
-        energy = model.elbo(images, poses) + model.log_prior(poses) + model.appeal(images, poses)
+        energy = model.elbo(images, poses) + model.log_prior(poses) + model.critic_score(images, poses)
     return energy.view(n, k)
 
 
@@ -560,34 +560,62 @@ class Tops(nn.Module):
         return 1e3 * (upper.mean(dim=(1, 2, 3)) - lower.mean(dim=(1, 2, 3)))
 
 
-def test_without_a_critic_nothing_has_an_appeal(mlp):
-    assert torch.equal(avae(mlp).appeal(digits(n=3), torch.ones(3, 1)), torch.zeros(3))
+def test_without_a_critic_nothing_is_said(mlp):
+    assert torch.equal(avae(mlp).critic_score(digits(n=3), torch.ones(3, 1)), torch.zeros(3))
 
 
 def test_the_critic_sees_canonical_images(mlp):
     images, alpha = turned(digits(n=5), "affine")
-    model = replace(avae(mlp, "affine"), critic=Tops())
+    model = replace(avae(mlp, "affine"), critic=Tops().eval())
     torch.testing.assert_close(
-        model.appeal(images, alpha), Tops()(model.canonical(images, model.matrix(alpha, images)))
+        model.critic_score(images, alpha), Tops()(model.canonical(images, model.matrix(alpha, images)))
     )
-    assert torch.equal(model.appeal(images), Tops()(images))
+    assert torch.equal(model.critic_score(images), Tops()(images))
 
 
 def test_the_critic_decides_which_hypothesis_is_best(mlp):
     images, _ = turned(digits(n=80))
-    plain, critical = avae(mlp), replace(avae(mlp), critic=Tops())
+    plain, critical = avae(mlp), replace(avae(mlp), critic=Tops().eval())
     alone, with_critic = aligned(plain, images, n_refine=4), aligned(critical, images, n_refine=4)
     assert (alone.hypothesis_elbo[:, 0] > with_critic.hypothesis_elbo[:, 0] + 1).sum() > 20
     energy = energies(critical, images, with_critic)
     distinct = with_critic.hypothesis_weight > 0
     assert torch.equal(energy.masked_fill(~distinct, -math.inf).argmax(dim=1), torch.zeros(80, dtype=torch.long))
-    gain = energy[:, 0] - with_critic.elbo_identity - critical.appeal(images)
+    gain = energy[:, 0] - with_critic.elbo_identity - critical.critic_score(images)
     moved = with_critic.alpha.any(dim=1)
     assert torch.equal(moved, with_critic.gain > 0)
     torch.testing.assert_close(with_critic.gain[moved], gain[moved], rtol=1e-4, atol=2e-2)
     # The ELBO in the result stays the ELBO.
     with torch.no_grad():
         torch.testing.assert_close(with_critic.elbo, plain.elbo(images, with_critic.alpha), rtol=1e-4, atol=1e-2)
+
+
+def test_the_critic_has_a_say_in_which_restarts_are_refined(mlp):
+    images, _ = turned(digits(n=60), "affine")
+    critical = replace(avae(mlp, "affine"), critic=Tops().eval())
+    starts = starting_poses(images, critical.background, TYPICAL, 24, "affine", critical.scale)
+    scores = screen(critical, images, starts)
+    matrices = critical.matrix(starts.reshape(-1, 6), images).view(60, 24, 2, 3)
+    shown = distinct_best(scores, matrices, 4)
+    owner = torch.arange(60).repeat_interleave(4)
+    said = critical.critic_score(images[owner], starts[owner, shown.flatten()]).view(60, 4)
+    liked = shown.gather(1, (scores.gather(1, shown) + said).argmax(dim=1, keepdim=True))[:, 0]
+    assert (liked != scores.argmax(dim=1)).sum() > 20
+    found = align(critical, images, starts, n_refine=1, max_iter=0)
+    moved = found.alpha.any(dim=1)
+    assert moved.sum() > 30
+    expected = critical.matrix(starts[torch.arange(60), liked], images)
+    torch.testing.assert_close(found.matrix[moved], expected[moved])
+
+
+def test_restarts_that_the_critic_picks_are_distinct(mlp):
+    images, _ = turned(digits(n=60))
+    critical = replace(avae(mlp), critic=Tops().eval())
+    # As hot as can be: a weight of 0 is a repetition.
+    result = aligned(critical, images, 24, n_refine=4, max_iter=0, temperature=1e9)
+    moved = result.alpha.any(dim=1)
+    assert moved.sum() > 40
+    assert (result.hypothesis_weight[moved] > 0).all()
 
 
 # ---------------------------------------------------------------- certainty
@@ -679,10 +707,12 @@ def test_the_deviation_of_an_image_is_its_own_to_the_bit(mlp, family):
 # ---------------------------------------------------------------- align: manners
 
 
-def test_a_vae_in_training_mode_is_refused(conv):
+def test_a_vae_or_a_critic_in_training_mode_is_refused(conv, mlp):
     training = copy.deepcopy(conv).train()
-    with pytest.raises(ValueError, match=r"must be in evaluation mode.*call vae\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"must be in evaluation mode.*call eval\(\)"):
         aligned(avae(training), digits(n=2))
+    with pytest.raises(ValueError, match=r"must be in evaluation mode.*call eval\(\)"):
+        aligned(replace(avae(mlp), critic=Tops().train()), digits(n=2))
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
@@ -717,7 +747,7 @@ def result_with(parameters, alpha):
         "matrix": np.tile(np.eye(2, 3), (n, 1, 1)),
         "elbo": np.full(n, -80.0),
         "elbo_identity": np.full(n, -100.0),
-        "gain": np.full(n, 20.0),
+        "gain": np.full(n, 25.0),
         "n_iter": np.arange(n),
         "converged": np.ones(n, dtype=bool),
         "hypotheses": np.array(alpha)[:, None],
@@ -731,7 +761,7 @@ def test_to_frame_is_in_degrees_factors_and_pixels():
     frame = result_with(FAMILIES["affine"], [[math.pi / 2, math.log(2), math.log(0.5), 0.3, 0.5, -0.1]]).to_frame()
     expected = {"angle_deg": 90, "scale_x": 2, "scale_y": 0.5, "shear": 0.3, "tx_px": 10, "ty_px": -1}
     assert frame.iloc[0].to_dict() == pytest.approx(
-        expected | {"probability": 0.75, "elbo": -80, "gain": 20, "n_iter": 0, "converged": True}
+        expected | {"probability": 0.75, "elbo": -80, "gain": 25, "n_iter": 0, "converged": True}
     )
 
 

@@ -288,6 +288,10 @@ BAD_PARAMETERS = [
     ("min_gain", math.nan, ValueError, "min_gain"),
     ("min_gain", "Auto", TypeError, "min_gain must be an instance of"),
     ("min_gain", None, TypeError, "min_gain must be an instance of"),
+    ("critic", "yes", TypeError, "critic must be True or False, got 'yes'"),
+    ("critic", None, TypeError, "critic must be True or False, got None"),
+    ("allow_reflection", math.nan, TypeError, "allow_reflection must be True or False, got nan"),
+    ("allow_reflection", 2, TypeError, "allow_reflection must be True or False, got 2"),
     ("alpha_prior", "flat", ValueError, "alpha_prior must be 'auto', None or a dict, got 'flat'"),
     ("alpha_prior", 0.5, ValueError, "alpha_prior must be 'auto', None or a dict, got 0.5"),
     ("alpha_prior", {"tx": 0.1}, ValueError, r"alpha_prior names \['tx'\], but the family 'rotation' has \['angle'\]"),
@@ -325,10 +329,6 @@ BAD_FIT_PARAMETERS = [
     ("random_state", -1, ValueError, "Seed must be between 0"),
     ("padding", "mirror", ValueError, r"padding must be one of \['background', 'border', 'reflect'\], got 'mirror'"),
     ("padding", None, ValueError, "padding must be one of .* got None"),
-    ("critic", "yes", TypeError, "critic must be True or False, got 'yes'"),
-    ("critic", None, TypeError, "critic must be True or False, got None"),
-    ("allow_reflection", math.nan, TypeError, "allow_reflection must be True or False, got nan"),
-    ("allow_reflection", 2, TypeError, "allow_reflection must be True or False, got 2"),
     ("align_training", True, NotImplementedError, "align_training=True is not implemented yet"),
 ]
 

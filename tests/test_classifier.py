@@ -51,22 +51,17 @@ def test_stretched_digits_are_read_far_better_than_without(doubting, digits, str
     assert as_they_come < 0.45
 
 
-def test_doubt_is_more_probable_than_a_single_answer(doubting, stretched):
-    """The average over hypotheses is surprised less often by the truth than the best hypothesis alone."""
+def test_doubt_is_surprised_less_often_than_a_single_answer(doubting, stretched):
     one = copy.copy(doubting).set_params(n_hypotheses=1)
-
-    def surprise(model):
-        probability = model.predict_proba(stretched.X)[np.arange(400), stretched.y]
-        return -np.log(np.clip(probability, 1e-6, None)).mean()
-
-    assert surprise(doubting) < surprise(one) - 0.01
-    assert doubting.score(stretched.X, stretched.y) > one.score(stretched.X, stretched.y) - 0.02
+    truth = np.arange(250), stretched.y[:250]
+    averaged, single = (model.predict_proba(stretched.X[:250])[truth] for model in (doubting, one))
+    assert -np.log(averaged).mean() < -np.log(single).mean() - 0.01
 
 
 # ---------------------------------------------------------------- what it averages
 
 
-@pytest.mark.parametrize("n_hypotheses", [1, 2, 3, None])
+@pytest.mark.parametrize("n_hypotheses", [1, 2, None])
 def test_probabilities_are_the_average_over_the_hypotheses(doubting, stretched, n_hypotheses):
     X = stretched.X[:40].astype(float)
     images, weights = doubting.estimator_.transform_hypotheses(X)

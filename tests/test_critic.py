@@ -16,10 +16,10 @@ from sk_avae.critic import (
     Search,
     calibrate,
     choice_loss,
+    critic_scores,
+    critic_scores_in_blocks,
     find_hypotheses,
     is_right,
-    judge,
-    judge_all,
     pose_spread,
 )
 from sk_avae.net import train_critic
@@ -144,7 +144,7 @@ def test_repetitions_and_images_that_teach_nothing_do_not_count():
 def test_nothing_to_learn_from_takes_the_elbo_at_its_word():
     scores, energy, _ = synthetic(10.0, n=5)
     for answer in (False, True):
-        assert calibrate(scores, energy, torch.full((5, 4), answer)) == (1.0, 0.0)
+        assert calibrate(scores, energy, torch.full((5, 4), answer)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("perfect", [True, False])
@@ -196,9 +196,9 @@ def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, typical, d
     with torch.no_grad():
         poses = found.alpha.view(-1, 4)
         energy = model.elbo(found.images.repeat_interleave(4, dim=0), poses) + model.log_prior(poses)
-    counts = found.energy > -INFINITE
+    counts = found.log_joint > -INFINITE
     assert 40 < counts.sum() < 160
-    torch.testing.assert_close(found.energy[counts], energy.view(40, 4)[counts], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(found.log_joint[counts], energy.view(40, 4)[counts], rtol=1e-4, atol=1e-2)
     right = is_right(model.matrix(poses, images), truth.repeat_interleave(4, dim=0)).view(40, 4)
     assert torch.equal(found.right, right & counts)
 
@@ -265,7 +265,7 @@ class Brightness(nn.Module):
 
 def test_judging_warps_each_image_by_each_of_its_hypotheses(model, held_out):
     few = Hypotheses(*(tensor[:30] for tensor in held_out))
-    scores = judge(model, Brightness(), few)
+    scores = critic_scores(model, Brightness(), few)
     assert scores.shape == (30, 4)
     for j in range(4):
         canonical = model.canonical(few.images, model.matrix(few.alpha[:, j], few.images))
@@ -274,8 +274,8 @@ def test_judging_warps_each_image_by_each_of_its_hypotheses(model, held_out):
 
 def test_judging_in_blocks_gives_the_same_scores_without_a_graph(model, held_out):
     critic = new_critic()
-    scores = judge_all(model, critic, held_out)
-    torch.testing.assert_close(scores, judge(model, critic, held_out).detach(), rtol=1e-5, atol=1e-6)
+    scores = critic_scores_in_blocks(model, critic, held_out)
+    torch.testing.assert_close(scores, critic_scores(model, critic, held_out).detach(), rtol=1e-5, atol=1e-6)
     assert not scores.requires_grad
 
 
@@ -307,8 +307,8 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
     for name, tensor in model.vae.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert critic.training
-    scores = judge_all(model, critic.eval(), held_out)
-    counts = held_out.energy.isfinite()
+    scores = critic_scores_in_blocks(model, critic.eval(), held_out)
+    counts = held_out.log_joint.isfinite()
     open_questions = held_out.right.any(dim=1) & (counts & ~held_out.right).any(dim=1)
     assert open_questions.sum() > 150
 
@@ -317,12 +317,12 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
         return held_out.right.gather(1, chosen)[open_questions].float().mean().item()
 
     chance = (held_out.right.sum(dim=1) / counts.sum(dim=1))[open_questions].mean().item()
-    untrained = judge_all(model, new_critic(), held_out)
+    untrained = critic_scores_in_blocks(model, new_critic(), held_out)
     assert accuracy(untrained) < chance + 0.15
     assert accuracy(scores) > chance + 0.25
-    temperature, weight = calibrate(scores, held_out.energy, held_out.right)
+    temperature, weight = calibrate(scores, held_out.log_joint, held_out.right)
     assert temperature > 1
-    assert accuracy(weight * scores + held_out.energy) > accuracy(held_out.energy)
+    assert accuracy(weight * scores + held_out.log_joint) > accuracy(held_out.log_joint)
 
 
 def test_training_repeats_with_its_generators(model, lessons):
@@ -335,11 +335,11 @@ def test_training_repeats_with_its_generators(model, lessons):
 def test_images_without_a_choice_teach_nothing(model, lessons):
     few = Hypotheses(*(tensor[:100] for tensor in lessons))
     blank = new_critic().state_dict()
-    repetitions = few.energy.masked_fill(torch.arange(4) > 0, -INFINITE)
+    repetitions = few.log_joint.masked_fill(torch.arange(4) > 0, -INFINITE)
     for hypotheses in (
         few._replace(right=torch.zeros_like(few.right)),
-        few._replace(right=few.energy.isfinite()),
-        few._replace(energy=repetitions, right=repetitions.isfinite()),
+        few._replace(right=few.log_joint.isfinite()),
+        few._replace(log_joint=repetitions, right=repetitions.isfinite()),
     ):
         after = trained(model, hypotheses).state_dict()
         assert all(torch.equal(after[name], blank[name]) for name in blank)

@@ -29,7 +29,7 @@ TABLE = {
     "_validation": {"affine"},
     "datasets": {"affine"},
     "net": {"affine", "likelihoods", "alignment", "critic"},
-    "choice": {"starts", "alignment", "critic", "net"},
+    "choice": {"starts", "alignment", "critic", "net", "persistence"},
     "estimator": {*CORE, "net", "choice", "persistence", "_validation"},
     "canonicalizer": {"estimator", "alignment", "_validation"},
     "classifier": {"estimator", "_validation"},

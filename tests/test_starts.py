@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -248,6 +249,20 @@ def test_random_poses_keep_frozen_parameters_at_zero(family):
         alpha = drawn(50, family, {name: 0})
         assert not alpha[:, i].any()
         assert alpha.any(dim=0).sum() == len(names) - 1
+
+
+@every_family
+def test_random_poses_are_single_precision_and_within_a_narrow_prior(family):
+    names = with_reflection(family), (*FAMILIES[family], REFLECTED)
+    # Numbers of numpy, as the estimator hands them down.
+    scale = tuple(np.array([0.02] * len(FAMILIES[family]) + [math.inf]))
+    alpha = random_poses(500, names[0], scale, torch.Generator().manual_seed(0))
+    assert alpha.dtype == torch.float32
+    assert alpha[:, :-1].abs().max() <= 0.06
+    assert (alpha[:, :-1].abs().amax(dim=0) > 0.055).all()
+    assert 0.4 < alpha[:, -1].mean() < 0.6
+    frozen = random_poses(5, family, tuple(np.zeros(len(FAMILIES[family]))), torch.Generator().manual_seed(0))
+    assert torch.equal(frozen, torch.zeros(5, len(FAMILIES[family])))
 
 
 def test_random_poses_follow_their_generator():

@@ -131,7 +131,7 @@ def make_classifier(name, *, epochs, random_state):
 def predict_weighted(classifier, images, weights, smallest=1e-3):
     """Predict from several canonical images of each input, weighing their class probabilities.
 
-    A classifier without probabilities (the SVM) sees the first image only, as in the package.
+    A classifier without probabilities (the SVM) sees the first image only.
 
     Parameters
     ----------

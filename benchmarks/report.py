@@ -86,11 +86,13 @@ def notes(table, settings, n_open):
         f"Augmented training: networks see new copies in each of {settings.augmented_epochs} epochs "
         f"({settings.cnn_epochs} on upright digits), LogisticRegression and kNN "
         f"{settings.copies('kNN(3)')}, the SVM 1.",
-        "Averaged: class probabilities weighed by the hypotheses' weights; the SVM, which has none, sees the best one.",
+        "Averaged: class probabilities weighed by the hypotheses' weights (those of .001 and more); the SVM, which has "
+        "none, sees the best one. Canonical images are rounded to bytes.",
+        "One fit, critic and gate included, serves all rows of sk_avae and the paper's search.",
         f"The paper's search takes {settings.paper_budget:g} times its own number of starts.",
         f"equiadapt is trained on {settings.equiadapt_images:,} digits for {settings.equiadapt_epochs} epochs.",
         "Without 9: nines among the test digits are left out; the classifiers know them.",
-        f"Cells: {len(table)} measured, {n_open} open; the package's code in its states "
+        f"Cells: {len(table)} measured, {n_open} open; the package's code at fitting/at searching "
         + ", ".join(f"{code} ({n} cells)" for code, n in codes.items())
         + f", now {code_digest()}.",
         environment(", ".join(map(str, sorted(table.seed.unique()))), train=settings.n_train, test=settings.n_test),

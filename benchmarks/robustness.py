@@ -116,7 +116,7 @@ class Experiment:
         def compute():
             start = time.perf_counter()
             model = frontend.fit(self.X_train, self.y_train)
-            return {"model": model, "seconds": time.perf_counter() - start}
+            return {"model": model, "seconds": time.perf_counter() - start, "code": code_digest()}
 
         return Lazy(key, lambda: self.cache.get(f"model_{frontend.model_name}_{self.seed}.joblib", key, compute))
 
@@ -188,7 +188,11 @@ class Experiment:
     def _costs(self, row, family, seen):
         model = self.model(make_frontend(row, family, self.settings, self.seed)).load()
         images = seen.load()
-        return {"ms_per_image": float(images["ms"]), "fit_seconds": model["seconds"], "code": str(images["code"])}
+        return {
+            "ms_per_image": float(images["ms"]),
+            "fit_seconds": model["seconds"],
+            "code": f"{model['code']}/{images['code']}",
+        }
 
 
 def best(seen):

@@ -177,7 +177,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     >>> from sk_avae import AVAEEstimator
     >>> from sk_avae.datasets import load_mnist_sample
     >>> X, _ = load_mnist_sample("train")
-    >>> avae = AVAEEstimator(max_epochs=1, random_state=0).fit(X)
+    >>> avae = AVAEEstimator(max_epochs=1, random_state=0).fit(X[:500])
     >>> avae.transform(X[:5]).shape
     (5, 785)
     """
@@ -425,7 +425,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """Learn what helps to choose between hypotheses, and the gate, from training images."""
         self._choose_as_told()
         model, parameters = self._model(), parameters_of(self._family)
-        if any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
+        if not any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
+            self.min_gain_ = 0.0  # nothing is free to move
+        else:
             choice = learn_to_choose(
                 model,
                 images,

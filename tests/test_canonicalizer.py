@@ -225,14 +225,15 @@ def test_grid_search_over_latent_size_and_restarts(searched, digits, turned):
 
 
 def test_two_jobs_score_like_one(searched, digits):
-    searches = [GridSearchCV(searched, GRID, cv=2, n_jobs=n, refit=False).fit(digits.X[:200]) for n in (1, 2)]
+    grid = {"n_restarts": [1, 8]}
+    searches = [GridSearchCV(searched, grid, cv=2, n_jobs=n, refit=False).fit(digits.X[:120]) for n in (1, 2)]
     one, two = (search.cv_results_["mean_test_score"] for search in searches)
     assert_array_equal(one, two)
 
 
 def test_two_jobs_score_like_one_through_a_pipeline(searched, digits):
     pipeline = make_pipeline(AffineCanonicalizer(searched), reader())
-    grid = in_pipeline(GRID)
+    grid = in_pipeline({"n_restarts": [1, 8]})
     one, two = (
         GridSearchCV(pipeline, grid, cv=2, n_jobs=n, scoring="accuracy").fit(digits.X[:200], digits.y[:200])
         for n in (1, 2)

@@ -157,7 +157,7 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
 def test_the_critic_finds_more_right_poses_and_is_surer_of_them(choosy, found, stretched):
     without = choosy.set_params(critic=False).align(stretched.X)
     assert right(found.alpha, stretched.alpha).mean() > right(without.alpha, stretched.alpha).mean()
-    assert right(found.alpha, stretched.alpha).mean() > 0.75
+    assert right(found.alpha, stretched.alpha).mean() > 0.7
     assert (found.alpha != without.alpha).any(axis=1).mean() > 0.02
 
 

@@ -352,6 +352,13 @@ def in_blocks(function: Callable[..., Tensor], size: int, *rows: Tensor) -> Tens
     return torch.cat(parts)
 
 
+def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
+    """Return images of shape (n, n_channels, height, width) without their poses, of shape (n, n_params)."""
+    return in_blocks(
+        lambda some, pose: model.canonical(some, model.matrix(pose, some)), block_size(images), images, alpha
+    )
+
+
 def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:
     """Return ELBO plus log prior of every image at each of its restarts, of shape (n, n_restarts).
 
@@ -386,7 +393,6 @@ def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
     chosen : Tensor of shape (n, min(k, n_restarts))
     """
     n, n_restarts = scores.shape
-    flat = matrices.flatten(2)
     image = torch.arange(n, device=scores.device)
     # Ranks are pushed back, not scores: exact whatever the scores are, and nothing of one image reaches another.
     best_first = scores.nan_to_num(nan=-math.inf).argsort(dim=1, descending=True, stable=True)
@@ -395,13 +401,24 @@ def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
     for _ in range(min(k, n_restarts)):
         best = rank.argmin(dim=1)
         chosen.append(best)
-        near = (flat - flat[image, best][:, None]).norm(dim=2) < _SAME_BASIN
+        near = same_basin(matrices, matrices[image, best][:, None])
         rank = rank + n_restarts * near
         rank.scatter_(1, best[:, None], n_restarts * (k + 2))
     return torch.stack(chosen, dim=1)
 
 
-def _loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
+def same_basin(matrices: Tensor, others: Tensor) -> Tensor:
+    """Tell which transforms, of shape (..., 2, 3), are so near to one another that they share an optimum."""
+    return (matrices - others).flatten(-2).norm(dim=-1) < _SAME_BASIN
+
+
+def step_units(model: AVAE, like: Tensor) -> Tensor:
+    """Return a restart's typical distance from its optimum per parameter, of shape (n_params,); 0 if frozen."""
+    names = parameters_of(model.family)
+    return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
+
+
+def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
     """Return the function that refinement minimises: -(ELBO + log prior) of given rows at given poses."""
 
     def evaluate(index: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -485,7 +502,7 @@ def align(
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
     found = found.behind_identity(stays, elbo_identity, identity_score + min_gain)
-    again = repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, -1))
+    again = repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, 2, 3))
     # An image that may not move has one hypothesis, the others repeat it.
     again = again | (~movable[:, None] & (torch.arange(k + 1, device=again.device) > 0))
     found, again = found.ordered(again.long()).best(k), again.sort(dim=1, stable=True).values[:, :k]
@@ -563,10 +580,8 @@ def _refined(
     """
     n, k = chosen.shape
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
-    evaluate = _loss_and_gradient(model, images)
-    unit = images.new_tensor(
-        [0.0 if s == 0 else _STEP[name] for name, s in zip(parameters_of(model.family), model.scale, strict=True)]
-    )
+    evaluate = loss_and_gradient(model, images)
+    unit = step_units(model, images)
     alpha, loss, n_iter, converged = refine(
         lambda row, pose: evaluate(owner[row], pose),
         restarts[owner, chosen.flatten()],
@@ -584,8 +599,8 @@ def _refined(
 
 
 def repeats(matrices: Tensor) -> Tensor:
-    """Tell which hypotheses repeat an earlier one that repeats none; matrices of shape (n, k, 6)."""
-    near = (matrices[:, :, None] - matrices[:, None]).norm(dim=3) < _SAME_BASIN
+    """Tell which hypotheses repeat an earlier one that repeats none; matrices of shape (n, k, 2, 3)."""
+    near = same_basin(matrices[:, :, None], matrices[:, None])
     again = torch.zeros(matrices.shape[:2], dtype=torch.bool, device=matrices.device)
     for later in range(1, matrices.shape[1]):
         again[:, later] = (near[:, later, :later] & ~again[:, :later]).any(dim=1)
@@ -618,12 +633,12 @@ def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
         In units of alpha; 0 for frozen parameters.
     """
     names = parameters_of(model.family)
-    unit = [0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)]
+    unit = step_units(model, alpha).tolist()
     free = [i for i, u in enumerate(unit) if u]
     deviation = torch.zeros_like(alpha)
     if not free:
         return deviation
-    evaluate = _loss_and_gradient(model, images)
+    evaluate = loss_and_gradient(model, images)
     rows = torch.arange(len(images), device=images.device)
     steps = alpha.new_tensor(unit)[free]
     columns = []

@@ -4,13 +4,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ._validation import as_images, check_rows, feature_names, is_stack, wants_container
 from .alignment import AlignmentResult
-from .estimator import AVAEEstimator
+from .estimator import new_aligner
 
 
 def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
@@ -81,15 +81,7 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         TypeError
             If `estimator` cannot align images.
         """
-        estimator = AVAEEstimator() if self.estimator is None else clone(self.estimator)
-        if not (hasattr(estimator, "align") and hasattr(estimator, "transform")):
-            raise TypeError(
-                f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
-                f"got {type(estimator).__name__}."
-            )
-        if self.random_state is not None and "random_state" in estimator.get_params(deep=False):
-            estimator.set_params(random_state=self.random_state)
-        estimator.fit(X, y)
+        estimator = new_aligner(self.estimator, self.random_state).fit(X, y)
         check_rows(estimator, X, image_shape=estimator.image_shape_)
         self.estimator_ = estimator
         self.n_features_in_ = estimator.n_features_in_

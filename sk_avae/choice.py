@@ -19,7 +19,7 @@ _PIXELS_SHOWN = 2**27
 _FEWEST_HELD_OUT = 25
 
 # Share of upright training images that an "auto" gate lets move.
-_FALSE_ALARMS = 0.02
+_FALSE_ALARMS = 0.01
 
 # The critic meets hypotheses near their optima, not at them: that takes a fifth of the time.
 _QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     spread : Tensor of shape (n_params,)
         Standard deviation of the training images' own poses, in units of the frame.
     gate : float
-        Gain of the score, in nats, that 2 % of upright images exceed.
+        Gain of the score, in nats, that 1 % of upright images exceed.
     """
 
     critic: Critic | None

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from ._validation import check_count, check_rows, unchanged_on_error
-from .estimator import AVAEEstimator
+from .estimator import new_aligner
 
 
 def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
@@ -106,14 +106,7 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         if labels.dtype.kind == "f":
             assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
-        estimator = AVAEEstimator() if self.estimator is None else clone(self.estimator)
-        if not hasattr(estimator, "transform_hypotheses"):
-            raise TypeError(
-                f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
-                f"got {type(estimator).__name__}."
-            )
-        if self.random_state is not None and "random_state" in estimator.get_params(deep=False):
-            estimator.set_params(random_state=self.random_state)
+        estimator = new_aligner(self.estimator, self.random_state)
         classifier = LogisticRegression() if self.classifier is None else clone(self.classifier)
         with unchanged_on_error(self):
             check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)

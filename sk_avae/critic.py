@@ -177,7 +177,7 @@ def find_hypotheses(
     n, k, n_params = alpha.shape
     matrix = model.matrix(alpha.view(-1, n_params), images)
     log_joint = elbo + model.log_prior(alpha.view(-1, n_params)).view(n, k)
-    log_joint = log_joint.masked_fill(repeats(matrix.view(n, k, -1)), -math.inf)
+    log_joint = log_joint.masked_fill(repeats(matrix.view(n, k, 2, 3)), -math.inf)
     right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
     return Hypotheses(perturbed, alpha, log_joint, right & log_joint.isfinite())
 

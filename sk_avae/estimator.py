@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array
@@ -37,6 +37,7 @@ from .alignment import (
     AlignmentResult,
     align,
     block_size,
+    canonical_images,
     in_blocks,
     is_constant,
     pose_deviation,
@@ -44,10 +45,20 @@ from .alignment import (
 )
 from .choice import learn_to_choose
 from .critic import Critic, Search
+from .joint import TrainingPoses
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .net import train
 from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+
+
+def _is_free(model: AVAE) -> bool:
+    """Tell whether the prior lets any parameter move; a reflection alone is none."""
+    return any(scale for name, scale in zip(parameters_of(model.family), model.scale, strict=True) if name != REFLECTED)
 
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
@@ -87,10 +98,11 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         it off later, too.
     min_gain : float or "auto", default=0.0
         The identity gate: an image is moved only if the score (ELBO, log prior and what the critic says) gains more
-        than this, in nats; otherwise it stays as it is, exactly. "auto" is learned in `fit`, such that 2 % of upright
+        than this, in nats; otherwise it stays as it is, exactly. "auto" is learned in `fit`, such that 1 % of upright
         training images would be moved.
     align_training : bool, default=False
-        Whether training images are aligned while training. Not implemented yet.
+        Whether `fit` finds a pose for each training image while it trains the VAE, for training images that have no
+        pose in common. Which common pose comes out is chance: `transform` brings images to that one.
     module : {"mlp", "conv"}, nn.Module class or instance, default="mlp"
         The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean,
         log_var)`` and ``decode(z) -> parameters``. A class is called with `image_shape` (channels, height,
@@ -151,9 +163,14 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Mean centroid and covariance of the training images' ink, which starting poses aim at; None after
         `from_vae` without images.
     history_ : list of dict
-        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image).
+        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image); with
+        `align_training` also `moved`, the share of images whose pose went to another optimum, and per parameter
+        `pose_std_<name>`, the standard deviation of the poses (circular for the angle).
     n_iter_ : int
         Epochs run.
+    alpha_ : ndarray of shape (n_samples, n_params)
+        With `align_training`, the poses of the training images, in the units of `transform`'s; found once more by the
+        whole search when the weights were final.
     critic_ : nn.Module or None
         The trained critic; None without one, or where there were too few images to train it.
     temperature_ : float
@@ -170,7 +187,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     References
     ----------
-    Bidart & Wong (2019), "Affine Variational Autoencoders", equations 1 and 2, sections 3.1 and 3.2.
+    Bidart & Wong (2019), "Affine Variational Autoencoders", equations 1 and 2, sections 3.1 to 3.3.
 
     Examples
     --------
@@ -247,7 +264,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     # ------------------------------------------------------------------ fitting
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Train the VAE on images in their canonical pose.
+        """Train the VAE on images in their canonical pose, or with `align_training` on images in any pose.
 
         Parameters
         ----------
@@ -259,6 +276,11 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : AVAEEstimator
+
+        Warns
+        -----
+        UserWarning
+            If `align_training` can learn little: images that are constant or alike, or fewer than `batch_size`.
 
         Raises
         ------
@@ -282,20 +304,31 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             with persistence.global_generator(int(torch.randint(2**31, (), generator=generator)), device):
                 vae = persistence.build(recipe).to(device)
                 self._check_vae(vae, image_format)
-                history = self._train(vae, likelihood.to(device), images, image_format, generator, device)
+                model = self._around(vae, likelihood.to(device), image_format)
+                history, poses = self._train(model, images, generator)
             self.module_ = persistence.freeze(vae, device)
             self.likelihood_ = persistence.freeze(likelihood, device)
             self.image_format_ = image_format
-            self.moments_: tuple[NDArray[Any], ...] | None = tuple(
-                m.cpu().numpy() for m in mean_moments(images, image_format.model_background(device))
-            )
             self.image_shape_ = image_shape
             self.history_ = history
             self.n_iter_ = len(history)
             self._recipe = recipe
             self._likelihood_recipe = likelihood_recipe
+            self._choose_as_told()
+            self._remember_moments(images if poses is None else poses.canonical_images())
+            if poses is not None:
+                self.alpha_ = self._align(rows, min_gain=0.0).alpha
+                chunks = image_format.chunks(len(rows))
+                pose = torch.cat([self._pose_to_model(self.alpha_[chunk]) for chunk in chunks])
+                images = canonical_images(self._model(), images, pose)
+            elif hasattr(self, "alpha_"):
+                del self.alpha_  # of an earlier fit
             self._learn_to_choose(images, generator)
         return self
+
+    def _remember_moments(self, images: Tensor) -> None:
+        found = mean_moments(images, self.image_format_.model_background(self._device()))
+        self.moments_: tuple[NDArray[Any], ...] | None = tuple(moment.cpu().numpy() for moment in found)
 
     def _training_images(
         self, image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device
@@ -327,12 +360,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
         for width in self.hidden_layer_sizes:
             check_count("hidden_layer_sizes", width)
-        if self.align_training:
-            raise NotImplementedError("align_training=True is not implemented yet; use align_training=False.")
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
-        for name in ("allow_reflection", "critic"):
+        for name in ("allow_reflection", "critic", "align_training"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         check_family(self.family)
@@ -381,27 +412,28 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             )
 
     def _train(
-        self,
-        vae: nn.Module,
-        likelihood: nn.Module,
-        images: Tensor,
-        image_format: ImageFormat,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> list[dict[str, float]]:
+        self, model: AVAE, images: Tensor, generator: torch.Generator
+    ) -> tuple[list[dict[str, float]], TrainingPoses | None]:
+        """Train the model in place; return the history, and the poses of the images that it was trained on."""
         held_out = None
         fraction = self.validation_fraction or (0.1 if self.early_stopping else None)
         if fraction is not None:
             seed = int(torch.randint(2**31, (), generator=generator))
             kept, out = train_test_split(np.arange(len(images)), test_size=fraction, random_state=seed)
             held_out, images = images[torch.from_numpy(out)], images[torch.from_numpy(kept)]
-        return train(
-            vae,
-            likelihood,
+        poses = validation_poses = None
+        if self.align_training:
+            self._warn_if_poses_mean_little(model, images)
+            typical = mean_moments(images, model.background)
+            poses = TrainingPoses(model, images, typical, self.n_restarts)
+            if held_out is not None:
+                validation_poses = TrainingPoses(model, held_out, typical, self.n_restarts)
+        history = train(
+            model,
             images,
             validation_images=held_out,
-            background=image_format.model_background(device),
-            family=self.family,
+            poses=poses,
+            validation_poses=validation_poses,
             latent_size=self.latent_size,
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
@@ -410,9 +442,27 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             patience=self.n_iter_no_change if self.early_stopping else None,
             callbacks=self.callbacks or [],
             generator=generator,
-            device=device,
+            device=images.device,
             verbose=self.verbose,
         )
+        return history, poses
+
+    def _warn_if_poses_mean_little(self, model: AVAE, images: Tensor) -> None:
+        """Warn of training images from which no common pose can be learned."""
+        if not _is_free(model):
+            what = f"no parameter of the family {self.family!r} is free, so that every pose stays 0"
+        elif bool(is_constant(images).all()):
+            what = f"all {len(images)} training images are constant and have no pose: every pose stays 0"
+        elif bool((images == images[:1]).all()):
+            what = f"all {len(images)} training images are alike: any pose is as good as another"
+        elif len(images) < self.batch_size:
+            what = (
+                f"{len(images)} training images are fewer than batch_size={self.batch_size}: the weights take one step "
+                f"per epoch, too few to find a common pose. Give more images or lower batch_size"
+            )
+        else:
+            return
+        warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
 
     def _choose_as_told(self) -> None:
         """Choose by ELBO and prior alone: what holds until something is learned."""
@@ -423,9 +473,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
         """Learn what helps to choose between hypotheses, and the gate, from training images."""
-        self._choose_as_told()
         model, parameters = self._model(), parameters_of(self._family)
-        if not any(scale for name, scale in zip(parameters, model.scale, strict=True) if name != REFLECTED):
+        if not _is_free(model):
             self.min_gain_ = 0.0  # nothing is free to move
         else:
             choice = learn_to_choose(
@@ -532,8 +581,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         if X is not None:
             rows = estimator._rows(X)
             images = estimator._training_images(image_format, estimator.likelihood_, rows, device)
-            typical = mean_moments(images, image_format.model_background(device))
-            estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
+            estimator._remember_moments(images)
             estimator._learn_to_choose(images, torch.Generator().manual_seed(seed_from(estimator.random_state)))
         estimator._gate()
         return estimator
@@ -646,7 +694,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _device(self) -> torch.device:
         """Return where the weights are: a model may have been loaded on another device than it was fitted on."""
-        return next((t.device for t in self.module_.state_dict().values()), torch.device("cpu"))
+        return _device_of(self.module_)
 
     def _to_model(self, rows: NDArray[Any]) -> Tensor:
         return self.image_format_.to_model(rows, self.likelihood_.support, self._device())
@@ -659,21 +707,25 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:
+        model = self._around(self.module_, self.likelihood_, self.image_format_)
+        return replace(model, critic=self.critic_ if self.critic else None)
+
+    def _around(self, vae: nn.Module, likelihood: nn.Module, image_format: ImageFormat) -> AVAE:
+        """Return affine layers and prior around a VAE."""
         parameters = parameters_of(self._family)
         scale = np.array(prior_scale(self.alpha_prior, self._family))
-        height, width = self.image_shape_[:2]
+        height, width = image_format.image_shape[:2]
         if height == 1 or width == 1:
             # An image of one row has no angle, shear or vertical side to speak of.
             free = {"log_scale", "log_scale_x", "tx"} if height == 1 else {"log_scale", "log_scale_y", "ty"}
             scale[[name not in {*free, REFLECTED} for name in parameters]] = 0.0
         return AVAE(
-            self.module_,
-            self.likelihood_,
+            vae,
+            likelihood,
             self._family,
-            self.image_format_.model_background(self._device()),
-            scale=tuple((scale / self.image_format_.frame_units(parameters)).tolist()),
-            padding=self.image_format_.padding,
-            critic=self.critic_ if self.critic else None,
+            image_format.model_background(_device_of(vae)),
+            scale=tuple((scale / image_format.frame_units(parameters)).tolist()),
+            padding=image_format.padding,
         )
 
     @property
@@ -681,7 +733,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """The family in full: with its mirrored images, where they are allowed."""
         return with_reflection(self.family) if self.allow_reflection else self.family
 
-    def _align(self, rows: NDArray[Any], *, certainty: bool = False) -> AlignmentResult:
+    def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
         model, typical = self._model(), self._typical_moments()
         chunks = []
         for chunk in self.image_format_.chunks(len(rows)):
@@ -693,7 +745,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 n_refine=self.n_refine,
                 max_iter=self.max_iter,
                 tol=self.tol,
-                min_gain=self._gate(),
+                min_gain=self._gate() if min_gain is None else min_gain,
                 temperature=self.temperature_,
                 movable=~is_constant(self.image_format_.crop(images)),
             )
@@ -946,3 +998,28 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 recipe = {"module": Critic, "arguments": {"image_shape": state["image_format_"].frame_shape}}
                 state["critic_"] = persistence.rebuild(recipe, state["critic_"], device)
         super().__setstate__(state)
+
+
+def new_aligner(estimator: Any, random_state: Any) -> Any:
+    """Return the aligner that a meta-estimator fits: a clone of `estimator`, or of the default one for None.
+
+    Parameters
+    ----------
+    estimator : AVAEEstimator, FrozenEstimator or None
+    random_state : int, RandomState instance or None
+        Given to the clone; None leaves the clone's own.
+
+    Raises
+    ------
+    TypeError
+        If `estimator` cannot align images.
+    """
+    aligner = AVAEEstimator() if estimator is None else clone(estimator)
+    if not hasattr(aligner, "transform_hypotheses"):
+        raise TypeError(
+            f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
+            f"got {type(aligner).__name__}."
+        )
+    if random_state is not None and "random_state" in aligner.get_params(deep=False):
+        aligner.set_params(random_state=random_state)
+    return aligner

@@ -10,7 +10,7 @@ Kingma & Welling (2013), "Auto-Encoding Variational Bayes", algorithm 1 (one sam
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils.data import TensorDataset
 
 from .alignment import AVAE
 from .critic import Critic, Hypotheses, choice_loss, critic_scores
+from .joint import TrainingPoses
 
 _CRITIC_EPOCHS = 6
 _CRITIC_BATCH = 128
@@ -62,25 +63,33 @@ class AVAENet(NeuralNet):
 
     Parameters
     ----------
-    background : Tensor of shape (n_channels,)
-        Pixel value outside the frame.
-    family : str
-        The family of poses.
+    model : AVAE
+        Around the net's module and criterion.
     latent_size : int
         Number of latent variables.
     noise : torch.Generator
         Draws the standard normal noise of the sampled z.
+    poses, validation_poses : TrainingPoses or None
+        Improved before each step, which is then taken at them; None trains on the images as they come.
     *args, **kwargs
         Of `skorch.NeuralNet`.
     """
 
     def __init__(
-        self, *args: Any, background: Tensor, family: str, latent_size: int, noise: torch.Generator, **kwargs: Any
+        self,
+        *args: Any,
+        model: AVAE,
+        latent_size: int,
+        noise: torch.Generator,
+        poses: TrainingPoses | None,
+        validation_poses: TrainingPoses | None,
+        **kwargs: Any,
     ) -> None:
-        self.background = background
-        self.family = family
+        self.model = model
         self.latent_size = latent_size
         self.noise = noise
+        self.poses = poses
+        self.validation_poses = validation_poses
         super().__init__(*args, **kwargs)
 
     @property
@@ -89,26 +98,43 @@ class AVAENet(NeuralNet):
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("finite", _StopOnDivergence()),
+            ("poses", _RecordPoses()),
         ]
 
-    def _model(self) -> AVAE:
-        return AVAE(self.module_, self.criterion_, self.family, self.background, scale=())
-
-    def train_step_single(self, batch: tuple[tuple[Tensor], None], **fit_params: Any) -> dict[str, Any]:
+    def train_step_single(self, batch: tuple[tuple[Tensor, Tensor], None], **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a batch with a sampled z, and its gradient."""
+        (images, rows), _ = batch
+        alpha = self._improved(self.poses, rows)
         self._set_training(True)
-        (images,), _ = batch
         noise = torch.randn(len(images), self.latent_size, generator=self.noise).to(images)
-        loss = -self._model().elbo(images, noise=noise).mean()
+        loss = -self.model.elbo(images, alpha, noise=noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}
 
-    def validation_step(self, batch: tuple[tuple[Tensor], None], **fit_params: Any) -> dict[str, Any]:
+    def validation_step(self, batch: tuple[tuple[Tensor, Tensor], None], **fit_params: Any) -> dict[str, Any]:
         """Compute the loss of a held-out batch at the posterior mean."""
+        (images, rows), _ = batch
+        alpha = self._improved(self.validation_poses, rows)
         self._set_training(False)
-        (images,), _ = batch
         with torch.no_grad():
-            return {"loss": -self._model().elbo(images).mean(), "y_pred": None}
+            return {"loss": -self.model.elbo(images, alpha).mean(), "y_pred": None}
+
+    def _improved(self, poses: TrainingPoses | None, rows: Tensor) -> Tensor | None:
+        """Return the poses of a batch, improved under frozen weights and running statistics."""
+        if poses is None:
+            return None
+        self._set_training(False)
+        return poses.improve(rows)
+
+
+class _RecordPoses(Callback):
+    """Write down per epoch what happened to the poses."""
+
+    def on_epoch_end(self, net: AVAENet, **kwargs: Any) -> None:
+        for poses in (net.validation_poses, net.poses):
+            figures = {} if poses is None else poses.end_epoch()
+        for name, value in figures.items():
+            net.history.record(name, value)
 
 
 def _divergence(net: NeuralNet, what: str) -> ValueError:
@@ -150,13 +176,12 @@ class _BestWeights(EarlyStopping):
 
 
 def train(
-    vae: nn.Module,
-    likelihood: nn.Module,
+    model: AVAE,
     images: Tensor,
     *,
     validation_images: Tensor | None,
-    background: Tensor,
-    family: str,
+    poses: TrainingPoses | None,
+    validation_poses: TrainingPoses | None,
     latent_size: int,
     max_epochs: int,
     batch_size: int,
@@ -174,14 +199,15 @@ def train(
 
     Parameters
     ----------
-    vae, likelihood : nn.Module
-        Trained in place.
+    model : AVAE
+        Its VAE and likelihood are trained in place.
     images : Tensor of shape (n, n_channels, height, width)
         On `device`.
     validation_images : Tensor or None
         Held-out images, or None.
-    background, family, latent_size
-        See `AVAENet`.
+    poses, validation_poses : TrainingPoses or None
+        Of both; None trains on the images as they come.
+    latent_size : int
     max_epochs, batch_size : int
     lr, weight_decay : float
         Of Adam.
@@ -199,7 +225,8 @@ def train(
     Returns
     -------
     history : list of dict
-        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss`, in nats per image.
+        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss`, in nats per image; with `poses` also
+        what `TrainingPoses.end_epoch` returns.
 
     Raises
     ------
@@ -213,12 +240,13 @@ def train(
     if verbose:
         own += [EpochTimer(), PrintLog()]
     net = AVAENet(
-        vae,
-        likelihood,
-        background=background,
-        family=family,
+        model.vae,
+        model.likelihood,
+        model=model,
         latent_size=latent_size,
         noise=generator,
+        poses=poses,
+        validation_poses=validation_poses,
         optimizer=torch.optim.Adam,
         optimizer__weight_decay=weight_decay,
         optimizer__fused=True,
@@ -228,21 +256,32 @@ def train(
         iterator_train=TensorBatches,
         iterator_train__generator=generator,
         iterator_valid=TensorBatches,
-        train_split=None if validation_images is None else predefined_split(TensorDataset(validation_images)),
+        train_split=None if validation_images is None else predefined_split(_numbered(validation_images)),
         callbacks=own + copy.deepcopy(list(callbacks)),
         device=device,
         verbose=verbose,
     )
-    # What NeuralNet.fit does, less its catching of KeyboardInterrupt.
+    _run(net, _numbered(images), (*model.vae.parameters(), *model.likelihood.parameters()))
+    kept = ("epoch", "train_loss", "valid_loss", "moved")
+    return [
+        {name: float(epoch[name]) for name in epoch if name in kept or name.startswith("pose_std_")}
+        for epoch in net.history
+    ]
+
+
+def _numbered(images: Tensor) -> TensorDataset:
+    return TensorDataset(images, torch.arange(len(images), device=images.device))
+
+
+def _run(net: NeuralNet, dataset: TensorDataset, weights: Iterable[Tensor]) -> None:
+    """Do what `NeuralNet.fit` does, less its catching of KeyboardInterrupt; raise if a weight is no number then."""
     net.initialize()
-    net.notify("on_train_begin", X=images)
+    net.notify("on_train_begin", X=dataset)
     with suppress(_StopTrainingError):
-        net.fit_loop(TensorDataset(images))
-    net.notify("on_train_end", X=images)
-    if not all(tensor.isfinite().all() for tensor in (*vae.parameters(), *likelihood.parameters())):
+        net.fit_loop(dataset)
+    net.notify("on_train_end", X=dataset)
+    if not all(weight.isfinite().all() for weight in weights):
         raise _divergence(net, "a weight")
-    kept = ("epoch", "train_loss", "valid_loss")
-    return [{name: float(epoch[name]) for name in kept if name in epoch} for epoch in net.history]
 
 
 class _CriticNet(NeuralNet):
@@ -342,10 +381,5 @@ def train_critic(
         device=device,
         verbose=verbose,
     )
-    net.initialize()
-    net.notify("on_train_begin", X=None)
-    net.fit_loop(dataset)
-    net.notify("on_train_end", X=None)
-    if not all(weight.isfinite().all() for weight in critic.parameters()):
-        raise _divergence(net, "a weight of the critic")
+    _run(net, dataset, critic.parameters())
     return True

@@ -329,7 +329,7 @@ BAD_FIT_PARAMETERS = [
     ("random_state", -1, ValueError, "Seed must be between 0"),
     ("padding", "mirror", ValueError, r"padding must be one of \['background', 'border', 'reflect'\], got 'mirror'"),
     ("padding", None, ValueError, "padding must be one of .* got None"),
-    ("align_training", True, NotImplementedError, "align_training=True is not implemented yet"),
+    ("align_training", "yes", TypeError, "align_training must be True or False, got 'yes'"),
 ]
 
 

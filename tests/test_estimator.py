@@ -833,10 +833,6 @@ def test_weights_do_not_depend_on_verbosity(small_avae, digits, capsys):
     capsys.readouterr()
 
 
-def test_align_training_is_announced_but_not_built(small_avae, digits):
-    with pytest.raises(NotImplementedError, match="align_training"):
-        small_avae(align_training=True).fit(digits.X[:50])
-
 
 # ---------------------------------------------------------------- convergence
 def test_one_convergence_warning_per_call_with_counts(avae, turned):

@@ -1,6 +1,7 @@
 """Training: batches, the loss, the history, and what goes wrong on the way."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ def small_mlp():
 def trained(vae, images, likelihood=None, **settings):
     defaults = {
         "validation_images": None,
-        "background": torch.zeros(1),
-        "family": "rotation",
+        "poses": None,
+        "validation_poses": None,
         "latent_size": 4,
         "max_epochs": 3,
         "batch_size": 64,
@@ -50,11 +51,15 @@ def trained(vae, images, likelihood=None, **settings):
         "device": torch.device("cpu"),
         "verbose": 0,
     }
-    return train(vae, likelihood or Bernoulli(), images, **defaults | settings)
+    return train(around(vae, likelihood), images, **defaults | settings)
+
+
+def around(vae, likelihood=None):
+    return AVAE(vae, likelihood or Bernoulli(), "rotation", torch.zeros(1), scale=(math.inf,))
 
 
 def mean_loss(vae, images, likelihood=None):
-    model = AVAE(vae.eval(), likelihood or Bernoulli(), "rotation", torch.zeros(1), scale=(1.0,))
+    model = around(vae.eval(), likelihood)
     with torch.no_grad():
         return -float(model.elbo(images).mean())
 

@@ -1,0 +1,148 @@
+"""Joint alignment: the poses of training images, found while the weights are learned.
+
+Where the training images have no canonical pose, one is found on the way: before each step of the weights the poses of
+its batch are improved under frozen weights, then the weights take a step at these poses. Poses are remembered. An image
+that comes again starts from its own and from a few fresh ones, fewer as the poses settle.
+
+References
+----------
+Bidart & Wong (2019), section 3.3 (a random search per batch, forgotten afterwards); Learned-Miller (2006), "Data driven
+image models through continuous joint alignment" (one common pose for a set of images).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .affine import parameters_of, wrap_angle
+from .alignment import AVAE, canonical_images, is_constant, loss_and_gradient, same_basin, screen, step_units
+from .descent import refine
+from .starts import Moments, starting_poses
+
+# Fresh starting poses per visit, while every pose still moves and once they have settled.
+_MOST_FRESH = 6
+_FEWEST_FRESH = 2
+# Evaluations of a refinement per visit, and the gain below which it ends.
+_MAX_ITER = 4
+_TOL = 0.1
+# A pose may not push more than this share of the ink out of the canonical frame.
+_LARGEST_LOSS = 0.5
+
+
+class TrainingPoses:
+    """The poses of a set of images, remembered and improved batch by batch.
+
+    Parameters
+    ----------
+    model : AVAE
+        Its weights may change between calls.
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+        See `starts.starting_poses`.
+    n_restarts : int
+        Starting poses that take turns as fresh ones.
+
+    Attributes
+    ----------
+    alpha : Tensor of shape (n, n_params)
+        The poses; 0, the identity, at first.
+    """
+
+    def __init__(self, model: AVAE, images: Tensor, typical: Moments | None, n_restarts: int) -> None:
+        self.model = model
+        self.images = images
+        self.typical = typical
+        self.n_restarts = n_restarts
+        self.movable = ~is_constant(images)
+        self.alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
+        self.n_fresh = _MOST_FRESH
+        self._next = 1
+        self._n_moved = self._n_seen = 0
+
+    def improve(self, rows: Tensor) -> Tensor:
+        """Improve the poses of some images under the present weights, and return them.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (m,)
+            Which of the images.
+
+        Returns
+        -------
+        alpha : Tensor of shape (m, n_params)
+        """
+        model, images, remembered = self.model, self.images[rows], self.alpha[rows]
+        starts = torch.cat([remembered[:, None], self._fresh(images)], dim=1)
+        scores = screen(model, images, starts).nan_to_num(nan=-math.inf)
+        best = starts[torch.arange(len(rows), device=rows.device), scores.argmax(dim=1)]
+        unit = step_units(model, images)
+        found = refine(loss_and_gradient(model, images), best, unit, max_iter=_MAX_ITER, tol=_TOL)[0]
+        kept = self.movable[rows] & found.isfinite().all(dim=1) & (self._ink_lost(images, found) < _LARGEST_LOSS)
+        alpha = torch.where(kept[:, None], wrap_angle(found, model.family), remembered)
+        self._n_moved += int((~same_basin(model.matrix(alpha, images), model.matrix(remembered, images))).sum())
+        self._n_seen += len(rows)
+        self.alpha[rows] = alpha
+        return alpha
+
+    def _fresh(self, images: Tensor) -> Tensor:
+        """Return this epoch's fresh starting poses, of shape (m, n_fresh, n_params)."""
+        model = self.model
+        starts = starting_poses(images, model.background, self.typical, self.n_restarts, model.family, model.scale)
+        turn = torch.arange(self._next, self._next + self.n_fresh) % starts.shape[1]
+        return starts[:, turn]
+
+    def _ink_lost(self, images: Tensor, alpha: Tensor) -> Tensor:
+        """Return the share of the ink that the canonical frame does not hold, of shape (m,)."""
+        model = self.model
+        matrix = model.matrix(alpha, images)
+        background = model.background.view(1, -1, 1, 1)
+        held = (model.canonical(images, matrix) - background).abs().sum(dim=(1, 2, 3))
+        held = held * torch.linalg.det(matrix[:, :, :2].double()).abs().to(held)
+        return 1 - held / (images - background).abs().sum(dim=(1, 2, 3)).clamp(min=1e-12)
+
+    def canonical_images(self) -> Tensor:
+        """Return the images without their poses."""
+        return canonical_images(self.model, self.images, self.alpha)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Return what happened to the poses since the last call, and set the budget of the next epoch.
+
+        Returns
+        -------
+        figures : dict
+            `moved`: share of the images whose pose went to another optimum; `pose_std_<parameter>`: standard deviation
+            of the poses, circular for angles.
+        """
+        moved = self._n_moved / max(1, self._n_seen)
+        self._next += self.n_fresh
+        self.n_fresh = max(_FEWEST_FRESH, min(_MOST_FRESH, math.ceil(2 * _MOST_FRESH * moved)))
+        self._n_moved = self._n_seen = 0
+        names = parameters_of(self.model.family)
+        spread = dispersion(self.alpha, self.model.family).tolist()
+        return {"moved": moved, **{f"pose_std_{name}": s for name, s in zip(names, spread, strict=True)}}
+
+
+def dispersion(alpha: Tensor, family: str) -> Tensor:
+    """Return the standard deviation of poses per parameter, of shape (n_params,).
+
+    That of angles is circular, ``sqrt(-2 log R)`` with the length R of their mean resultant, and at most pi.
+
+    Parameters
+    ----------
+    alpha : Tensor of shape (n, n_params)
+    family : str
+
+    References
+    ----------
+    Mardia & Jupp (2000), "Directional Statistics", equation 2.3.11.
+
+    Examples
+    --------
+    >>> dispersion(torch.tensor([[3.1], [-3.1]]), "rotation").round(decimals=2)
+    tensor([0.0400])
+    """
+    angles = torch.tensor([name == "angle" for name in parameters_of(family)], device=alpha.device)
+    length = torch.hypot(alpha.cos().mean(dim=0), alpha.sin().mean(dim=0)).clamp(min=1e-9, max=1)
+    circular = (-2 * length.log()).sqrt().clamp(max=math.pi)
+    return torch.where(angles, circular, alpha.std(dim=0, correction=0))

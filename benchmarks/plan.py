@@ -44,14 +44,14 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     n_train=4_000,
-    n_test=1_000,
+    n_test=500,
     vae={"max_epochs": 40, "batch_size": 128},
     rich_search={"n_restarts": 32, "n_refine": 2},
     augmented_epochs=6,
     augmented_copies=1,
     paper_budget=0.5,
-    equiadapt_images=2_000,
-    equiadapt_epochs=3,
+    equiadapt_images=1_500,
+    equiadapt_epochs=2,
 )
 
 

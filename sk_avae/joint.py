@@ -21,11 +21,11 @@ from .descent import refine
 from .starts import Moments, starting_poses
 
 # Fresh starting poses per visit, while every pose still moves and once they have settled.
-_MOST_FRESH = 6
-_FEWEST_FRESH = 2
+_MOST_FRESH = 2
+_FEWEST_FRESH = 1
 # Evaluations of a refinement per visit, and the gain below which it ends.
-_MAX_ITER = 4
-_TOL = 0.1
+_MAX_ITER = 2
+_TOL = 0.3
 # A pose may not push more than this share of the ink out of the canonical frame.
 _LARGEST_LOSS = 0.5
 

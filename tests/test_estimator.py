@@ -833,7 +833,6 @@ def test_weights_do_not_depend_on_verbosity(small_avae, digits, capsys):
     capsys.readouterr()
 
 
-
 # ---------------------------------------------------------------- convergence
 def test_one_convergence_warning_per_call_with_counts(avae, turned):
     avae.set_params(max_iter=1, tol=1e-6)

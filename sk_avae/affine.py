@@ -278,8 +278,8 @@ def _grid(matrix: Tensor, images: Tensor) -> Tensor:
     What `torch.nn.functional.affine_grid` returns, as sums of a row and a column: a third of the time.
     """
     height, width = images.shape[2:]
-    x = ((torch.arange(width, device=matrix.device) * 2 + 1) / width - 1).to(matrix)
-    y = ((torch.arange(height, device=matrix.device) * 2 + 1) / height - 1).to(matrix)
+    x = torch.arange(1 - width, width, 2, device=matrix.device).to(matrix) / width
+    y = torch.arange(1 - height, height, 2, device=matrix.device).to(matrix) / height
     along_x = matrix[:, :, 0, None] * x
     along_y = matrix[:, :, 1, None] * y + matrix[:, :, 2, None]
     return (along_x[:, :, None, :] + along_y[:, :, :, None]).permute(0, 2, 3, 1)

@@ -45,12 +45,11 @@ def turned(images, family="rotation"):
 
 def trained(vae, images, max_epochs):
     train(
-        vae,
-        Bernoulli(),
+        AVAE(vae, Bernoulli(), "rotation", torch.zeros(1), scale=(math.inf,)),
         images,
         validation_images=None,
-        background=torch.zeros(1),
-        family="rotation",
+        poses=None,
+        validation_poses=None,
         latent_size=16,
         max_epochs=max_epochs,
         batch_size=128,

@@ -114,7 +114,7 @@ def test_two_fits_with_a_critic_have_the_same_bits_and_the_same_hash(small_avae,
     assert joblib.hash(clone(first).fit(digits.X[:200])) == joblib.hash(first)
     assert joblib.hash(first.fit(digits.X[:200])) == joblib.hash(second)
     third = small_avae(**parameters).set_params(random_state=1).fit(digits.X[:200])
-    assert third.temperature_ != first.temperature_
+    assert third.min_gain_ != first.min_gain_
 
 
 def test_the_vae_is_the_same_with_and_without_a_critic(small_avae, digits):
@@ -293,7 +293,7 @@ def test_the_learned_gate_leaves_upright_digits_alone_and_lets_turned_ones_move(
     # The gate has work to do.
     assert (result.gain > 0).mean() > 0.5
     far = np.abs(stretched.alpha[:150, 0]) > np.pi / 3
-    assert fitted_with_critic.transform(stretched.X[:150][far])[:, 784:].any(axis=1).mean() > 0.7
+    assert fitted_with_critic.transform(stretched.X[:150][far])[:, 784:].any(axis=1).mean() > 0.6
 
 
 def test_the_gate_may_be_opened_and_closed_again_after_fit(choosy, fitted_with_critic, digits):

@@ -8,10 +8,10 @@ what is made with it.
 
 import copy
 import importlib.util
-import math
 from types import SimpleNamespace
 
 import numpy as np
+import published
 import torch
 import torch.nn.functional as F
 from classifiers import SIDE, as_images, make_network
@@ -28,12 +28,6 @@ FITTED = {"critic": True, "min_gain": "auto"}
 RANKED = {"critic": True, "min_gain": 0.0}
 VAE_ONLY = RANKED | {"critic": False}
 GATED = FITTED
-
-# The paper's budgets: how far random starts reach, Adam's learning rate; steps for all.
-PAPER_STARTS = {"rotation": 30, "linear": 120, "affine": 120}
-PAPER_STEPS = 30
-PAPER_LR = {"rotation": 0.01, "linear": 0.03, "affine": 0.03}
-PAPER_REACH = {"rotation": math.pi, "linear": 1.5, "affine": 1.5}
 
 # equiadapt's own example (image classification, group_equivariant, prior weight 100), with 16 rotations for its 4,
 # since these turns are continuous, and 4 channels for its 32, since it runs on a CPU.
@@ -147,84 +141,35 @@ class Canonicalizer:
 
 
 class PaperSearch(Canonicalizer):
-    """The paper's search on the same VAE: random starts screened, the best refined by Adam; no prior, no gate.
-
-    Rotation searches the angle; the other families the entries of the matrix (2 x 2 from random starts; "affine" also a
-    shift, which starts at 0: the paper's own experiment has none).
+    """The paper's search on the same VAE: no prior, no gate.
 
     References
     ----------
     Bidart & Wong (2019), sections 3.2 and 4.4.
     """
 
-    def __init__(self, family, *, random_state, n_starts, n_steps=PAPER_STEPS, **parameters):
+    def __init__(self, family, *, random_state, n_starts, **parameters):
         super().__init__(family, random_state=random_state, **parameters)
         self.generator_seed = random_state
-        self.n_starts, self.n_steps = n_starts, n_steps
+        self.search = published.Search(family, n_starts)
         self.search_key = {
             "n_starts": n_starts,
-            "n_steps": n_steps,
-            "lr": PAPER_LR[family],
-            "reach": PAPER_REACH[family],
+            "n_steps": published.STEPS,
+            "lr": published.LR[family],
+            "reach": published.REACH[family],
         }
 
     def canonicalize(self, model, X):
-        family, seed = self.estimator.family, self.generator_seed
-        avae = AVAE(model.module_, model.likelihood_, family, torch.zeros(1), scale=())
-        generator = torch.Generator().manual_seed(seed)
-        poses = []
-        for some in np.array_split(X, splits(X)):
-            images = as_images(some / np.float32(255))
-            start = self._best_start(avae, images, generator)
-            poses.append(self._refine(avae, images, start))
-        return single(warp_rows(X, self._matrix(torch.cat(poses))))
+        avae = AVAE(model.module_, model.likelihood_, self.estimator.family, torch.zeros(1), scale=())
+        generator = torch.Generator().manual_seed(self.generator_seed)
 
-    def _draw(self, n, generator):
-        family = self.estimator.family
-        pose = torch.zeros(n, {"rotation": 1, "linear": 4, "affine": 6}[family])
-        reach = PAPER_REACH[family]
-        pose[:, :4] = reach * (2 * torch.rand(pose[:, :4].shape, generator=generator) - 1)
-        return pose
+        def loss(images, matrix):
+            mean, log_var = avae.encode(images, matrix)
+            return kl_divergence(mean, log_var) - avae.likelihood.log_prob(images, avae.decode(mean, matrix))
 
-    def _matrix(self, pose):
-        """Return matrices of an angle, or of four entries and a shift that may be missing."""
-        if pose.shape[1] == 1:
-            return to_matrix(pose, "rotation")
-        shift = pose[:, 4:] if pose.shape[1] == 6 else torch.zeros(len(pose), 2)
-        return torch.cat([pose[:, :4].view(-1, 2, 2), shift[:, :, None]], dim=2)
-
-    def _loss(self, avae, images, pose):
-        matrix = self._matrix(pose)
-        mean, log_var = avae.encode(images, matrix)
-        return kl_divergence(mean, log_var) - avae.likelihood.log_prob(images, avae.decode(mean, matrix))
-
-    def _best_start(self, avae, images, generator):
-        lowest, best = torch.full((len(images),), math.inf), self._draw(len(images), generator)
-        with torch.no_grad():
-            for _ in range(self.n_starts):
-                pose = self._draw(len(images), generator)
-                lowest, best = keep_better(lowest, best, self._loss(avae, images, pose), pose)
-        return best
-
-    def _refine(self, avae, images, start):
-        pose = start.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([pose], lr=PAPER_LR[self.estimator.family])
-        lowest, best = torch.full((len(images),), math.inf), start
-        for _ in range(self.n_steps):
-            optimizer.zero_grad()
-            loss = self._loss(avae, images, pose)
-            lowest, best = keep_better(lowest, best, loss.detach(), pose.detach())
-            (pose.grad,) = torch.autograd.grad(loss.sum(), pose)
-            pose.grad.nan_to_num_(0.0, 0.0, 0.0)
-            optimizer.step()
-        with torch.no_grad():
-            return keep_better(lowest, best, self._loss(avae, images, pose), pose.detach())[1]
-
-
-def keep_better(lowest, best, loss, pose):
-    """Return the lowest loss of each image so far and its pose; NaN (a singular matrix) is never better."""
-    better = loss < lowest
-    return torch.where(better, loss, lowest), torch.where(better[:, None], pose, best).clone()
+        parts = np.array_split(X, splits(X))
+        poses = [self.search.run(loss, as_images(some / np.float32(255)), generator) for some in parts]
+        return single(warp_rows(X, published.matrix_of(torch.cat(poses))))
 
 
 class Equiadapt:

@@ -6,7 +6,6 @@ from typing import Any
 
 from frontends import (
     GATED,
-    PAPER_STARTS,
     RANKED,
     VAE_ONLY,
     Canonicalizer,
@@ -14,6 +13,7 @@ from frontends import (
     Moments,
     PaperSearch,
 )
+from published import STARTS
 
 CLASSIFIERS = ("LogisticRegression", "kNN(3)", "RBF-SVM", "CNN")
 
@@ -146,7 +146,7 @@ def make_frontend(name, family, settings, seed):
     name = ROWS[name].frontend or name
     search = {} if family == "rotation" else settings.rich_search
     avae = {"random_state": seed, **settings.vae, **search}
-    n_starts = round(settings.paper_budget * PAPER_STARTS[family])
+    n_starts = round(settings.paper_budget * STARTS[family])
     n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
     makers = {
         "moments": lambda: Moments(family),

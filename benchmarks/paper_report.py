@@ -1,0 +1,284 @@
+"""What becomes of the cells of `paper.py`: tables in Markdown, and pictures."""
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
+ANGLES = tuple(range(0, 181, 20))
+
+# Table 1, figure 3 and 5 as the paper prints them.
+PAPER_CURVES = {
+    "VAE, single orientation": [590.0, 630.9, 676.8, 701.6, 712.2, 732.7, 726.2, 702.2, 691.1, 670.2],
+    "AVAE, single orientation": [589.8, 607.7, 613.0, 614.5, 607.7, 607.5, 615.6, 613.3, 612.5, 588.1],
+    "AVAE, random perturbations": [607.1, 616.1, 607.5, 609.1, 605.9, 612.5, 608.2, 609.8, 614.2, 602.6],
+    "AVAE, transformation optimisation": [587.5, 598.3, 589.2, 598.7, 599.8, 599.2, 599.5, 593.0, 596.7, 587.8],
+}
+PAPER_AFFINE = {"vae": 368.9, "avae": 316.8}
+# Rows of table 1, and the cells that they come from: (published, package, which curve).
+ROWS = {
+    "VAE, single orientation": ("published single", "curve upright", "vae"),
+    "AVAE, single orientation": ("published single", "curve upright", "avae"),
+    "AVAE, random perturbations": ("published random", "curve turned", "avae"),
+    "AVAE, transformation optimisation": ("published optimised", "curve aligned", "avae"),
+}
+COLOURS = dict(zip(ROWS, (GREY, BLUE, ORANGE, GREEN), strict=True))
+COLUMNS = ("the paper's figures", "as published, here", "as this package does it")
+TRAINING_LABELS = {"upright": "upright", "turned": "any orientation", "aligned": "any orientation, align_training"}
+
+
+def write(cells, settings, path, pictures, *, prefix, notes):
+    """Write the tables to `path`.md, and every picture for which there are cells."""
+    parts = [
+        "# The paper's figures, reproduced\n",
+        table_1(cells),
+        table_gap(cells),
+        table_affine(cells),
+        table_latent(cells, settings),
+        table_poses(cells),
+        table_classified(cells),
+        f"- {notes}\n",
+    ]
+    text = "\n".join(part for part in parts if part)
+    print(text)
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".md").write_text(text)
+    pictures.mkdir(exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        figure = draw(cells, settings)
+        if figure is not None:
+            figure.savefig(pictures / f"{prefix}{name}.png", dpi=110)
+            plt.close(figure)
+
+
+def markdown(title, header, rows):
+    lines = [f"## {title}\n", "| " + " | ".join(map(str, header)) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
+
+
+def curves_of(cells, row):
+    """Return the three curves of a row of table 1, None where there is none yet."""
+    published, package, kind = ROWS[row]
+    here = [cells[name][kind] if name in cells else None for name in (published, package)]
+    return [PAPER_CURVES[row], *here]
+
+
+def table_1(cells):
+    rows = []
+    plain = [curve and np.mean(curve) for curve in curves_of(cells, "VAE, single orientation")]
+    for row in ROWS:
+        means = [curve and np.mean(curve) for curve in curves_of(cells, row)]
+        rows.append([row, *(with_reduction(mean, of) for mean, of in zip(means, plain, strict=True))])
+    return markdown("Table 1: mean loss over 0 to 180 degrees (reduction against the VAE)", ["model", *COLUMNS], rows)
+
+
+def with_reduction(mean, of):
+    if mean is None or of is None:
+        return ""
+    return f"{mean:.1f}" + ("" if mean == of else f" (-{1 - mean / of:.1%})")
+
+
+def gap_closed(vae, avae):
+    """Return the share of what the VAE loses by a turn that the AVAE wins back, at all angles but 0."""
+    vae, avae = np.array(vae), np.array(avae)
+    return (vae[1:] - avae[1:]) / (vae[1:] - vae[0])
+
+
+def table_gap(cells):
+    rows = []
+    for column, vae, avae in zip(
+        COLUMNS,
+        curves_of(cells, "VAE, single orientation"),
+        curves_of(cells, "AVAE, single orientation"),
+        strict=True,
+    ):
+        if vae and avae:
+            share = gap_closed(vae, avae)
+            rows.append([column, f"{share.min():.1%}", f"{share.mean():.1%}", *(f"{s:.0%}" for s in share)])
+    header = ["", "least", "mean", *(f"{angle}°" for angle in ANGLES[1:])]
+    return markdown("Share of the gap to the upright loss that the AVAE closes (single orientation)", header, rows)
+
+
+def table_affine(cells):
+    rows = [["the paper's figures", "", PAPER_AFFINE["vae"], PAPER_AFFINE["avae"], "-14.1%", ""]]
+    for label, name, kind in (
+        (COLUMNS[1], "published affine", "avae"),
+        (COLUMNS[2], "affine", "avae"),
+        ("the same, flat prior", "affine", "flat_prior"),
+    ):
+        if name in cells:
+            cell = cells[name]
+            share = (cell["vae"] - cell[kind]) / (cell["vae"] - cell["upright"])
+            losses = [f"{cell[k]:.1f}" for k in ("upright", "vae", kind)]
+            rows.append([label, *losses, f"-{1 - cell[kind] / cell['vae']:.1%}", f"{share:.1%}"])
+    header = ["", "upright, VAE", "transformed, VAE", "transformed, AVAE", "reduction", "gap closed"]
+    return markdown("Section 4.4: turned, sheared up to 55 degrees, scaled by up to 50 %", header, rows)
+
+
+def latent_means(cells, settings, training, kind):
+    """Return mean and standard deviation of a loss over the seeds, per latent size."""
+    found = {}
+    for latent in settings.latent_sizes:
+        names = [f"latent {latent} {training} {seed}" for seed in settings.latent_seeds]
+        values = [cells[name][kind] for name in names if name in cells]
+        if values:
+            found[latent] = np.mean(values), np.std(values)
+    return found
+
+
+LATENT_LINES = {
+    "trained upright: upright digits, VAE": ("upright", "upright_vae"),
+    "trained upright: turned digits, AVAE": ("upright", "turned_avae"),
+    "trained turned: turned digits, VAE": ("turned", "turned_vae"),
+    "trained turned: turned digits, AVAE": ("turned", "turned_avae"),
+    "trained turned, align_training: turned digits, AVAE": ("aligned", "turned_avae"),
+}
+
+
+def table_latent(cells, settings):
+    rows = []
+    for label, (training, kind) in LATENT_LINES.items():
+        means = latent_means(cells, settings, training, kind)
+        rows.append(
+            [label, *("{:.1f} ± {:.1f}".format(*means[k]) if k in means else "" for k in settings.latent_sizes)]
+        )
+    title = f"Figure 4: loss against latent size ({settings.n_latent_train:,} training digits, this package)"
+    return markdown(title, ["", *settings.latent_sizes], rows)
+
+
+def spread_of(mean_and_deviation):
+    return "{:.1f} ± {:.1f}".format(*mean_and_deviation) if mean_and_deviation else ""
+
+
+def resultant_length(angles, times=1):
+    return abs(np.exp(1j * times * np.asarray(angles)).mean())
+
+
+def table_poses(cells):
+    if "poses" not in cells:
+        return ""
+    poses, y = cells["poses"]
+    rows = []
+    for epoch, error in sorted(poses.items()):
+        for times, what in ((1, ""), (2, " of doubled angles")):
+            lengths = [f"{resultant_length(error[y == digit], times):.2f}" for digit in range(10)]
+            rows.append([f"epoch {epoch}{what}", *lengths])
+    _, last = max(poses.items())
+    apart = np.angle(np.exp(1j * last[y == 6]).mean() / np.exp(1j * last[y == 9]).mean(), deg=True)
+    text = markdown(
+        "Figures 7 and 8: resultant length of the poses per class, the turn removed", ["", *range(10)], rows
+    )
+    return text + f"\nAt the end the mean poses of 6 and 9 are {abs(apart):.0f} degrees apart.\n"
+
+
+def table_classified(cells):
+    names = [name for name in ("upright", "aligned") if f"classified {name}" in cells]
+    rows = [[TRAINING_LABELS[n], f"{cells[f'classified {n}']['accuracy']:.3f}"] for n in names]
+    title = "LogisticRegression on turned digits, fitted on the canonical training digits"
+    return markdown(title, ["VAE trained on digits that are", "accuracy"], rows) if rows else ""
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def draw_curves(cells, names, titles):
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for column, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+        for name in names:
+            curve = curves_of(cells, name)[column]
+            if curve:
+                ax.plot(ANGLES, curve, marker="o", markersize=4, color=COLOURS[name], label=name)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("angle (degrees)")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("loss per image")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
+def figure_3(cells, settings):
+    return draw_curves(cells, ["VAE, single orientation", "AVAE, single orientation"], COLUMNS)
+
+
+def figure_5(cells, settings):
+    return draw_curves(cells, [name for name in ROWS if name.startswith("AVAE")], COLUMNS)
+
+
+def figure_4(cells, settings):
+    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    colours, drawn = (GREY, BLUE, ORANGE, "#CC79A7", GREEN), False
+    for (label, (training, kind)), colour in zip(LATENT_LINES.items(), colours, strict=True):
+        means = latent_means(cells, settings, training, kind)
+        if means:
+            centre, spread = np.array(list(means.values())).T
+            ax.errorbar(list(means), centre, spread, marker="o", markersize=4, capsize=2, color=colour, label=label)
+            drawn = True
+    ax.set_xlabel("latent size")
+    ax.set_ylabel("loss per image (nats)")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return figure if drawn else None
+
+
+def draw_reconstructions(cells, name, labels):
+    if "pictures" not in cells:
+        return None
+    rows = {"input": "input", "vae": "VAE", "avae": "AVAE"}
+    images = {kind: cells["pictures"][f"{name}_{kind}"] for kind in rows}
+    n = len(images["input"])
+    side = int(np.sqrt(images["input"].shape[1]))
+    figure, axes = plt.subplots(3, n, figsize=(n, 3.3), layout="constrained", squeeze=False)
+    for line, kind in zip(axes, rows, strict=True):
+        for ax, image in zip(line, images[kind], strict=True):
+            ax.imshow(image.reshape(side, side), cmap="gray", vmin=0, vmax=1)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        line[0].set_ylabel(rows[kind])
+    for ax, label in zip(axes[0], labels, strict=False):
+        ax.set_title(label, fontsize=9)
+    return figure
+
+
+def figure_1(cells, settings):
+    return draw_reconstructions(cells, "turned", [f"{angle}°" for angle in ANGLES])
+
+
+def figure_6(cells, settings):
+    return draw_reconstructions(cells, "affine", [])
+
+
+def draw_poses(cells, digits):
+    if "poses" not in cells:
+        return None
+    poses, y = cells["poses"]
+    figure, axes = plt.subplots(
+        len(digits), len(poses), figsize=(3 * len(poses), 3 * len(digits)),
+        subplot_kw={"projection": "polar"}, layout="constrained", squeeze=False,
+    )  # fmt: skip
+    edges = np.linspace(-np.pi, np.pi, 49)
+    for line, digit in zip(axes, digits, strict=True):
+        for ax, (epoch, error) in zip(line, sorted(poses.items()), strict=True):
+            wrapped = (error[y == digit] + np.pi) % (2 * np.pi) - np.pi
+            count, _ = np.histogram(wrapped, edges)
+            ax.bar(edges[:-1], count / max(1, count.sum()), width=np.diff(edges), align="edge", color=BLUE)
+            ax.set_title(f"digit {digit}, epoch {epoch}", fontsize=10)
+            ax.set_yticklabels([])
+    return figure
+
+
+def figure_7(cells, settings):
+    return draw_poses(cells, (1,))
+
+
+def figure_8(cells, settings):
+    return draw_poses(cells, (6, 9))
+
+
+DRAWINGS = {
+    f"reproduction_{number}": draw
+    for number, draw in (
+        (1, figure_1), (3, figure_3), (4, figure_4), (5, figure_5), (6, figure_6), (7, figure_7), (8, figure_8),
+    )
+}  # fmt: skip

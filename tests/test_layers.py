@@ -29,7 +29,7 @@ TABLE = {
     "joint": {"affine", "starts", "descent", "alignment"},
     "_validation": {"affine"},
     "datasets": {"affine"},
-    "net": {"affine", "likelihoods", "alignment", "critic", "joint"},
+    "net": {"alignment", "critic", "joint"},
     "choice": {"starts", "alignment", "critic", "net", "persistence"},
     "estimator": {*CORE, "net", "choice", "persistence", "_validation"},
     "canonicalizer": {"estimator", "alignment", "_validation"},

@@ -12,12 +12,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 
-from . import __version__, persistence
+from . import __version__, persistence, training
 from ._validation import (
     IMAGES_PER_CHUNK,
     ImageFormat,
@@ -45,20 +44,14 @@ from .alignment import (
 )
 from .choice import learn_to_choose
 from .critic import Critic, Search
-from .joint import TrainingPoses
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
-from .net import train
 from .starts import Moments, mean_moments, starting_poses
 from .vae import MODULES, check_methods, check_shapes
 
 
-def _device_of(module: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-
-
-def _is_free(model: AVAE) -> bool:
-    """Tell whether the prior lets any parameter move; a reflection alone is none."""
-    return any(scale for name, scale in zip(parameters_of(model.family), model.scale, strict=True) if name != REFLECTED)
+def _is_free(family: str, scale: tuple[float, ...]) -> bool:
+    """Tell whether a prior with these deviations lets any parameter move; a reflection alone is none."""
+    return any(s for name, s in zip(parameters_of(family), scale, strict=True) if name != REFLECTED)
 
 
 class AVAEEstimator(TransformerMixin, BaseEstimator):
@@ -146,6 +139,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of z in
         training, what the critic is trained on and how, and `sample`. The global random states are left as they
         are. Alignment draws nothing.
+    memory : str, joblib.Memory or None, default=None
+        Where trained weights are kept, so that equal images and settings are not trained again: a grid over
+        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The critic
+        depends on the search and is trained anew. Not used with `callbacks` or without an int `random_state`.
     verbose : int, default=0
         Prints a line per epoch if positive.
 
@@ -230,6 +227,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         callbacks: list[Any] | None = None,
         device: str | torch.device = "cpu",
         random_state: Any = None,
+        memory: Any = None,
         verbose: int = 0,
     ) -> None:
         self.latent_size = latent_size
@@ -260,6 +258,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.callbacks = callbacks
         self.device = device
         self.random_state = random_state
+        self.memory = memory
         self.verbose = verbose
 
     # ------------------------------------------------------------------ fitting
@@ -292,43 +291,68 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
             self._check_parameters()
             device = resolve_device(self.device)
-            generator = torch.Generator().manual_seed(seed_from(self.random_state))
             image_format = ImageFormat.learn(
                 rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=self.rescale
             )
-            likelihood_recipe = self._likelihood_recipe_for(image_format, rows)
-            likelihood = persistence.build(likelihood_recipe)
-            images = self._training_images(image_format, likelihood, rows, device)
-            recipe = self._module_recipe(image_format)
-            # Initial weights and a user's dropout draw from torch's global generator: fits in threads take turns.
-            with persistence.global_generator(int(torch.randint(2**31, (), generator=generator)), device):
-                vae = persistence.build(recipe).to(device)
-                self._check_vae(vae, image_format)
-                model = self._around(vae, likelihood.to(device), image_format)
-                history, poses = self._train(model, images, generator)
-            self.module_ = persistence.freeze(vae, device)
-            self.likelihood_ = persistence.freeze(likelihood, device)
-            self.image_format_ = image_format
-            self.image_shape_ = image_shape
-            self.history_ = history
-            self.n_iter_ = len(history)
-            self._recipe = recipe
-            self._likelihood_recipe = likelihood_recipe
+            recipe, likelihood_recipe = (
+                self._module_recipe(image_format),
+                self._likelihood_recipe_for(image_format, rows),
+            )
+            images = self._training_images(image_format, persistence.build(likelihood_recipe), rows, device)
+            trained = self._trained(rows, images, image_format, recipe, likelihood_recipe)
+            self.module_ = persistence.rebuild(recipe, trained.vae, device)
+            self.likelihood_ = persistence.rebuild(likelihood_recipe, trained.likelihood, device)
+            self.image_format_, self.image_shape_ = image_format, image_shape
+            self.history_, self.n_iter_ = trained.history, len(trained.history)
+            self.moments_: tuple[NDArray[Any], ...] | None = trained.moments
+            self._recipe, self._likelihood_recipe = recipe, likelihood_recipe
             self._choose_as_told()
-            self._remember_moments(images if poses is None else poses.canonical_images())
-            if poses is not None:
+            if self.align_training:
                 self.alpha_ = self._align(rows, min_gain=0.0).alpha
                 chunks = image_format.chunks(len(rows))
                 pose = torch.cat([self._pose_to_model(self.alpha_[chunk]) for chunk in chunks])
                 images = canonical_images(self._model(), images, pose)
             elif hasattr(self, "alpha_"):
                 del self.alpha_  # of an earlier fit
+            generator = torch.Generator()
+            generator.set_state(torch.from_numpy(trained.generator_state))
             self._learn_to_choose(images, generator)
         return self
 
-    def _remember_moments(self, images: Tensor) -> None:
-        found = mean_moments(images, self.image_format_.model_background(self._device()))
-        self.moments_: tuple[NDArray[Any], ...] | None = tuple(moment.cpu().numpy() for moment in found)
+    def _trained(
+        self,
+        rows: NDArray[Any],
+        images: Tensor,
+        image_format: ImageFormat,
+        recipe: dict[str, Any],
+        likelihood_recipe: dict[str, Any],
+    ) -> training.Trained:
+        """Train a VAE, or find what was trained before from equal images by equal settings."""
+        pose_search = None
+        if self.align_training:
+            scale = self._frame_scale(image_format)
+            self._warn_if_poses_mean_little(images, scale)
+            pose_search = training.PoseSearch(self._family, scale, int(self.n_restarts))
+        job = training.Job(
+            rows=rows,
+            image_format=image_format,
+            recipe={**recipe, "module": persistence.pack(recipe["module"])},
+            likelihood_recipe={**likelihood_recipe, "module": persistence.pack(likelihood_recipe["module"])},
+            latent_size=int(self.latent_size),
+            max_epochs=int(self.max_epochs),
+            batch_size=int(self.batch_size),
+            lr=float(self.lr),
+            weight_decay=float(self.weight_decay),
+            patience=int(self.n_iter_no_change) if self.early_stopping else None,
+            validation_fraction=self.validation_fraction or (0.1 if self.early_stopping else None),
+            pose_search=pose_search,
+            seed=seed_from(self.random_state),
+            device=str(images.device),
+        )
+        run: Callable[..., training.Trained] = training.run
+        if not self.callbacks:
+            run = check_memory(self.memory).cache(run, ignore=["images", "callbacks", "verbose"])
+        return run(job, images, self.callbacks or [], self.verbose)
 
     def _training_images(
         self, image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device
@@ -404,52 +428,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             module = copy.deepcopy(module)  # later changes of the caller's instance are not this model's
         return {"module": module, "arguments": arguments}
 
-    def _check_vae(self, vae: nn.Module, image_format: ImageFormat) -> None:
-        latent_size = check_shapes(vae.eval(), image_format.frame_shape)
-        if latent_size != self.latent_size:
-            raise ValueError(
-                f"latent_size={self.latent_size}, but {type(vae).__name__} has {latent_size} latent variables."
-            )
-
-    def _train(
-        self, model: AVAE, images: Tensor, generator: torch.Generator
-    ) -> tuple[list[dict[str, float]], TrainingPoses | None]:
-        """Train the model in place; return the history, and the poses of the images that it was trained on."""
-        held_out = None
-        fraction = self.validation_fraction or (0.1 if self.early_stopping else None)
-        if fraction is not None:
-            seed = int(torch.randint(2**31, (), generator=generator))
-            kept, out = train_test_split(np.arange(len(images)), test_size=fraction, random_state=seed)
-            held_out, images = images[torch.from_numpy(out)], images[torch.from_numpy(kept)]
-        poses = validation_poses = None
-        if self.align_training:
-            self._warn_if_poses_mean_little(model, images)
-            typical = mean_moments(images, model.background)
-            poses = TrainingPoses(model, images, typical, self.n_restarts)
-            if held_out is not None:
-                validation_poses = TrainingPoses(model, held_out, typical, self.n_restarts)
-        history = train(
-            model,
-            images,
-            validation_images=held_out,
-            poses=poses,
-            validation_poses=validation_poses,
-            latent_size=self.latent_size,
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            patience=self.n_iter_no_change if self.early_stopping else None,
-            callbacks=self.callbacks or [],
-            generator=generator,
-            device=images.device,
-            verbose=self.verbose,
-        )
-        return history, poses
-
-    def _warn_if_poses_mean_little(self, model: AVAE, images: Tensor) -> None:
+    def _warn_if_poses_mean_little(self, images: Tensor, scale: tuple[float, ...]) -> None:
         """Warn of training images from which no common pose can be learned."""
-        if not _is_free(model):
+        if not _is_free(self._family, scale):
             what = f"no parameter of the family {self.family!r} is free, so that every pose stays 0"
         elif bool(is_constant(images).all()):
             what = f"all {len(images)} training images are constant and have no pose: every pose stays 0"
@@ -474,7 +455,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
         """Learn what helps to choose between hypotheses, and the gate, from training images."""
         model, parameters = self._model(), parameters_of(self._family)
-        if not _is_free(model):
+        if not _is_free(self._family, model.scale):
             self.min_gain_ = 0.0  # nothing is free to move
         else:
             choice = learn_to_choose(
@@ -581,7 +562,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         if X is not None:
             rows = estimator._rows(X)
             images = estimator._training_images(image_format, estimator.likelihood_, rows, device)
-            estimator._remember_moments(images)
+            typical = mean_moments(images, image_format.model_background(device))
+            estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
             estimator._learn_to_choose(images, torch.Generator().manual_seed(seed_from(estimator.random_state)))
         estimator._gate()
         return estimator
@@ -694,7 +676,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _device(self) -> torch.device:
         """Return where the weights are: a model may have been loaded on another device than it was fitted on."""
-        return _device_of(self.module_)
+        return next((t.device for t in self.module_.state_dict().values()), torch.device("cpu"))
 
     def _to_model(self, rows: NDArray[Any]) -> Tensor:
         return self.image_format_.to_model(rows, self.likelihood_.support, self._device())
@@ -707,11 +689,18 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:
-        model = self._around(self.module_, self.likelihood_, self.image_format_)
-        return replace(model, critic=self.critic_ if self.critic else None)
+        return AVAE(
+            self.module_,
+            self.likelihood_,
+            self._family,
+            self.image_format_.model_background(self._device()),
+            scale=self._frame_scale(self.image_format_),
+            padding=self.image_format_.padding,
+            critic=self.critic_ if self.critic else None,
+        )
 
-    def _around(self, vae: nn.Module, likelihood: nn.Module, image_format: ImageFormat) -> AVAE:
-        """Return affine layers and prior around a VAE."""
+    def _frame_scale(self, image_format: ImageFormat) -> tuple[float, ...]:
+        """Return the prior's standard deviations in units of the frame."""
         parameters = parameters_of(self._family)
         scale = np.array(prior_scale(self.alpha_prior, self._family))
         height, width = image_format.image_shape[:2]
@@ -719,14 +708,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             # An image of one row has no angle, shear or vertical side to speak of.
             free = {"log_scale", "log_scale_x", "tx"} if height == 1 else {"log_scale", "log_scale_y", "ty"}
             scale[[name not in {*free, REFLECTED} for name in parameters]] = 0.0
-        return AVAE(
-            vae,
-            likelihood,
-            self._family,
-            image_format.model_background(_device_of(vae)),
-            scale=tuple((scale / image_format.frame_units(parameters)).tolist()),
-            padding=image_format.padding,
-        )
+        return tuple((scale / image_format.frame_units(parameters)).tolist())
 
     @property
     def _family(self) -> str:

@@ -1,0 +1,114 @@
+"""Training as a function of data, and its cache."""
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback
+
+from sk_avae import training
+from sk_avae.vae import MLPVAE
+
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Count how often weights are trained."""
+    calls = []
+    train = training.train
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["latent_size"])
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train", counted)
+    return calls
+
+
+@pytest.fixture
+def quick(small_avae, tmp_path):
+    return small_avae(max_epochs=1, latent_size=4, n_restarts=4, n_refine=1, max_iter=0, memory=str(tmp_path))
+
+
+def test_a_grid_over_restarts_trains_once_per_latent_size_and_fold(quick, digits, trainings):
+    grid = GridSearchCV(quick, {"latent_size": [3, 4], "n_restarts": [2, 3, 4]}, cv=2, refit=False)
+    grid.fit(digits.X[:80])
+    assert sorted(trainings) == [3, 3, 4, 4]
+    scores = grid.cv_results_["mean_test_score"].reshape(2, 3)
+    assert len(np.unique(scores)) > 2
+
+
+def test_what_is_remembered_has_the_same_bits(quick, digits, trainings):
+    X = digits.X[:150]
+    memory = joblib.Memory(quick.memory, verbose=0)
+    choices = ("a", memory), ("b", memory), ("c", None)
+    fitted = {name: clone(quick).set_params(critic=True, memory=where).fit(X) for name, where in choices}
+    assert len(trainings) == 2
+    for name in "bc":
+        assert_array_equal(fitted[name].encode(X[:9]), fitted["a"].encode(X[:9]))
+        assert fitted[name].temperature_ == fitted["a"].temperature_
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-3}, {"max_epochs": 2}, {"random_state": 1}, {"pad": 2}, {"validation_fraction": 0.3}]
+)
+def test_other_settings_train_anew(quick, digits, trainings, change):
+    quick.fit(digits.X[:60])
+    quick.set_params(**change).fit(digits.X[:60])
+    assert len(trainings) == 2
+
+
+@pytest.mark.parametrize("same", [{"family": "affine"}, {"tol": 3.0}, {"critic": True}, {"min_gain": 3.0}])
+def test_the_search_trains_nothing_anew(quick, digits, trainings, same):
+    quick.fit(digits.X[:60])
+    quick.set_params(**same).fit(digits.X[:60])
+    assert len(trainings) == 1
+
+
+def test_other_images_train_anew(quick, digits, trainings):
+    X = digits.X[:60].copy()
+    quick.fit(X)
+    X[3, 400] ^= 1
+    quick.fit(X)
+    assert len(trainings) == 2
+
+
+def test_the_search_is_a_part_of_joint_training(quick, digits, trainings):
+    quick.set_params(align_training=True, batch_size=20).fit(digits.X[:60])
+    quick.fit(digits.X[:60])
+    quick.set_params(n_restarts=5).fit(digits.X[:60])
+    assert len(trainings) == 2
+
+
+def test_without_a_seed_nothing_is_remembered(quick, digits, trainings):
+    for _ in range(2):
+        quick.set_params(random_state=None).fit(digits.X[:60])
+    assert len(trainings) == 2
+
+
+def test_callbacks_are_called_every_time(quick, digits, trainings):
+    for _ in range(2):
+        quick.set_params(callbacks=[Callback()]).fit(digits.X[:60])
+    assert len(trainings) == 2
+
+
+def test_modules_are_told_apart_by_their_weights(quick, digits, trainings):
+    with torch.random.fork_rng():
+        module = MLPVAE((1, 28, 28), 4, hidden_layer_sizes=(8,))
+    quick.set_params(module=module).fit(digits.X[:60])
+    quick.fit(digits.X[:60])
+    assert len(trainings) == 1
+    module.requires_grad_(False)
+    next(module.parameters()).mul_(1.1)
+    module.requires_grad_(True)
+    quick.fit(digits.X[:60])
+    assert len(trainings) == 2
+
+
+def test_a_memory_that_is_none_is_named(quick, digits):
+    with pytest.raises(ValueError, match="memory"):
+        quick.set_params(memory=3).fit(digits.X[:60])

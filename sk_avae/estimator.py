@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from . import __version__, persistence, training
 from ._validation import (
@@ -144,7 +145,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The critic
         depends on the search and is trained anew. Not used with `callbacks` or without an int `random_state`.
     verbose : int, default=0
-        Prints a line per epoch if positive.
+        If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
 
     Attributes
     ----------
@@ -718,23 +719,25 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
         model, typical = self._model(), self._typical_moments()
         chunks = []
-        for chunk in self.image_format_.chunks(len(rows)):
-            images = self._to_model(rows[chunk])
-            result = align(
-                model,
-                images,
-                starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
-                n_refine=self.n_refine,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                min_gain=self._gate() if min_gain is None else min_gain,
-                temperature=self.temperature_,
-                movable=~is_constant(self.image_format_.crop(images)),
-            )
-            if certainty:
-                deviation = pose_deviation(model, images, result.alpha)
-                result = replace(result, alpha_std=deviation)
-            chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
+        with tqdm(total=len(rows), desc="Aligning", unit="image", disable=not self.verbose) as progress:
+            for chunk in self.image_format_.chunks(len(rows)):
+                images = self._to_model(rows[chunk])
+                result = align(
+                    model,
+                    images,
+                    starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
+                    n_refine=self.n_refine,
+                    max_iter=self.max_iter,
+                    tol=self.tol,
+                    min_gain=self._gate() if min_gain is None else min_gain,
+                    temperature=self.temperature_,
+                    movable=~is_constant(self.image_format_.crop(images)),
+                )
+                if certainty:
+                    deviation = pose_deviation(model, images, result.alpha)
+                    result = replace(result, alpha_std=deviation)
+                chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
+                progress.update(len(images))
         arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         self._warn_unconverged(arrays["converged"])
         return self._in_input_units(arrays, rows.dtype)

@@ -833,6 +833,16 @@ def test_weights_do_not_depend_on_verbosity(small_avae, digits, capsys):
     capsys.readouterr()
 
 
+def test_verbose_shows_the_progress_of_alignment(avae, digits, capsys):
+    avae.transform(digits.X_test[:20])
+    assert capsys.readouterr().err == ""
+    avae.set_params(verbose=1).transform(digits.X_test[:20])
+    bar = capsys.readouterr().err
+    assert "Aligning" in bar
+    assert "20/20" in bar
+    assert "image/s" in bar
+
+
 # ---------------------------------------------------------------- convergence
 def test_one_convergence_warning_per_call_with_counts(avae, turned):
     avae.set_params(max_iter=1, tol=1e-6)

@@ -42,12 +42,11 @@ def plain_loop(vae, images, max_epochs):
 
 def with_skorch(vae, images, max_epochs):
     return train(
-        vae,
-        Bernoulli(),
+        AVAE(vae, Bernoulli(), "rotation", torch.zeros(1), scale=()),
         images,
         validation_images=None,
-        background=torch.zeros(1),
-        family="rotation",
+        poses=None,
+        validation_poses=None,
         latent_size=16,
         max_epochs=max_epochs,
         batch_size=BATCH_SIZE,

@@ -303,6 +303,16 @@ def check_number(
     return float(check_scalar(value, name, kinds, min_val=minimum, max_val=maximum, include_boundaries=boundaries))
 
 
+def check_out(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array to write floats into: the one given, if it fits, or a new one, double only for double input."""
+    if out is None:
+        return np.empty(shape, dtype=np.float64 if dtype == np.float64 else np.float32)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype.kind != "f" or not out.flags.writeable:
+        what = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be a writeable array of floats of shape {shape}, got {what}.")
+    return out
+
+
 def seed_from(random_state: Any) -> int:
     """Draw a seed from a scikit-learn random state; None draws a fresh one, not from numpy's global state."""
     if random_state is None:

@@ -23,6 +23,7 @@ from ._validation import (
     ImageFormat,
     check_count,
     check_number,
+    check_out,
     check_rows,
     feature_names,
     resolve_device,
@@ -595,23 +596,33 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """
         return self._align(self._rows(X), certainty=True)
 
-    def transform(self, X: ArrayLike) -> NDArray[Any]:
+    def transform(self, X: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the canonical images, with alpha appended.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
-            Images in any pose.
+            Images in any pose; a memory map is read a chunk at a time.
+        out : ndarray of shape (n_samples, n_features + n_params) or None, default=None
+            Where the result is written, a memory map for one; None makes a new array.
 
         Returns
         -------
         T : ndarray of shape (n_samples, n_features + n_params)
             Canonical pixels in the input's units, then the pose: angles in radians, logarithms of scales,
             shear, translations in half sides. An image that stays put has its own pixels, exactly.
+
+        Raises
+        ------
+        ValueError
+            If `out` has another shape, or holds no floating-point numbers.
         """
         rows = self._rows(X)
-        alpha = self._align(rows).alpha
-        return np.hstack([self._warp(rows, alpha), alpha])
+        out = check_out(out, (len(rows), rows.shape[1] + len(parameters_of(self._family))), rows.dtype)
+        out[:, rows.shape[1] :] = alpha = self._align(rows).alpha
+        for chunk in self.image_format_.chunks(len(rows)):
+            out[chunk, : rows.shape[1]] = self.image_format_.warp_rows(rows[chunk], alpha[chunk], self._family)
+        return out
 
     def transform_hypotheses(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the canonical images of all hypotheses, with their weights.

@@ -833,6 +833,28 @@ def test_weights_do_not_depend_on_verbosity(small_avae, digits, capsys):
     capsys.readouterr()
 
 
+def test_memory_maps_go_in_and_come_out(avae, turned, tmp_path):
+    np.save(tmp_path / "images.npy", turned.X[:40])
+    X = np.load(tmp_path / "images.npy", mmap_mode="r")
+    out = np.lib.format.open_memmap(tmp_path / "canonical.npy", mode="w+", dtype=np.float32, shape=(40, 785))
+    assert avae.transform(X, out=out) is out
+    out.flush()
+    assert_array_equal(np.load(tmp_path / "canonical.npy"), avae.transform(turned.X[:40]))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (np.empty((5, 784)), r"shape \(5, 785\), got float64 of shape \(5, 784\)"),
+        (np.empty((5, 785), dtype=int), "got int64"),
+        ([0.0], "got list"),
+    ],
+)
+def test_what_cannot_be_written_to_is_named(avae, digits, out, message):
+    with pytest.raises(ValueError, match=f"out must be a writeable array of floats of .*{message}"):
+        avae.transform(digits.X_test[:5], out=out)
+
+
 def test_verbose_shows_the_progress_of_alignment(avae, digits, capsys):
     avae.transform(digits.X_test[:20])
     assert capsys.readouterr().err == ""

@@ -1,0 +1,74 @@
+"""The examples with third-party packages run, at a fraction of their size, where these packages are installed."""
+
+import importlib
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from sk_avae import AffineCanonicalizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = [
+    pytest.mark.skipif(not EXAMPLES.exists(), reason="an installed package has no examples beside it"),
+    pytest.mark.filterwarnings("default"),  # what other packages warn of is not this one's business
+]
+
+
+def needs(package):
+    """Skip unless a package can be imported; some that are installed cannot, for want of an older numpy."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        pytest.skip(f"{package}: {error}")
+
+
+def load_example(name):
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{name}.py")))
+
+
+@pytest.mark.parametrize("trainer", ["plain", "pythae"])
+def test_a_vae_of_another_package_is_wrapped_and_stays_as_it_is(trainer, digits, turned):
+    if trainer == "pythae":
+        needs("pythae")
+    example = load_example("wrap_a_vae")
+    X = digits.X[:1500] / np.float32(255)
+    vae = getattr(example, f"train_{trainer}")(X.reshape(-1, 1, 28, 28), 15)
+    avae, same = example.wrap(vae, X[:400])
+    assert same
+    classifier = LogisticRegression(C=0.05, max_iter=200).fit(X, digits.y[:1500])
+    X_turned, y = turned.X[:200] / np.float32(255), turned.y[:200]
+    aligned = avae.transform(X_turned)[:, :784]
+    assert classifier.score(aligned, y) > classifier.score(X_turned, y) + 0.3
+
+
+def test_cells_are_described_whatever_their_pose():
+    needs("geomstats.datasets.utils")
+    example = load_example("cells")
+    blob = np.exp(1j * np.linspace(0, 2 * np.pi, 400, endpoint=False))
+    blob *= 40 + 9 * (blob**2).real + 5 * (blob**3).imag
+    turned = 1.7 * np.roll(blob, 31) * np.exp(0.8j) + 300 - 200j
+    outlines = [np.stack([outline.real, outline.imag], axis=1) for outline in (blob, turned)]
+    np.testing.assert_allclose(*map(example.fourier_descriptors, outlines), atol=0.05)
+    images = np.array([example.rasterise(outline) for outline in outlines])
+    np.testing.assert_allclose(*example.hu_moments(images)[:, :2], atol=0.05)
+    ink = images.sum(axis=1) / 255
+    assert ink[0] == pytest.approx(ink[1], rel=0.02)
+    area = [example.area_and_centroid(outline)[0] for outline in outlines]
+    assert area[1] / area[0] == pytest.approx(1.7**2)
+
+
+def test_cells_are_compared_and_drawn(tmp_path, small_avae, capsys):
+    needs("geomstats.datasets.utils")
+    example = load_example("cells")
+    X, Y = example.load()
+    assert X.shape[0] == len(Y) == 650
+    some = np.random.default_rng(0).permutation(650)[:200]
+    aligner = AffineCanonicalizer(small_avae(align_training=True, max_epochs=3, batch_size=50))
+    aligner, held_out = example.compare(X[some], Y[some], example.describe(aligner), n_splits=2)
+    assert capsys.readouterr().out.count("aligned pixels") == 2
+    example.draw(tmp_path / "cells.png", held_out, aligner.transform(held_out))
+    assert (tmp_path / "cells.png").exists()

@@ -35,11 +35,11 @@ def test_a_vae_of_another_package_is_wrapped_and_stays_as_it_is(trainer, digits,
     if trainer == "pythae":
         needs("pythae")
     example = load_example("wrap_a_vae")
-    X = digits.X[:1500] / np.float32(255)
-    vae = getattr(example, f"train_{trainer}")(X.reshape(-1, 1, 28, 28), 15)
+    X, y = digits.X[:2000] / np.float32(255), digits.y[:2000]
+    vae = getattr(example, f"train_{trainer}")(X.reshape(-1, 1, 28, 28), 10)
     avae, same = example.wrap(vae, X[:400])
     assert same
-    classifier = LogisticRegression(C=0.05, max_iter=200).fit(X, digits.y[:1500])
+    classifier = LogisticRegression(C=0.05, max_iter=200).fit(X, y)
     X_turned, y = turned.X[:200] / np.float32(255), turned.y[:200]
     aligned = avae.transform(X_turned)[:, :784]
     assert classifier.score(aligned, y) > classifier.score(X_turned, y) + 0.3

@@ -2,8 +2,8 @@
 
     python benchmarks/training.py
 
-Same network, batches, optimiser, learning-rate schedule and random numbers; they take turns, medians of the ratios. Joint
-alignment (`align_training`) learns from the same digits turned by any angle.
+Same network, batches, optimiser, learning-rate schedule and random numbers; they take turns, medians of the ratios.
+Joint alignment (`align_training`) learns from the same digits turned by any angle.
 """
 
 import copy

@@ -4,9 +4,14 @@ Cells have no upright pose
 
 650 outlines of mouse osteosarcoma cells, from two cell lines and under three treatments: each lies as it lay under the
 microscope. With ``align_training=True`` a common pose is found while the VAE is trained, here within each training part
-of a cross-validation, so that no held-out cell has any say. A logistic regression then tells cell line and treatment
-from aligned pixels, and for comparison from pixels as they come and from two classical descriptions that no rotation
-changes: Hu's moments and Fourier descriptors. Prints one table, writes one picture: held-out cells before and after.
+of a cross-validation, so that no held-out cell has any say. Classifiers then tell cell line and treatment from aligned
+pixels, and for comparison from pixels as they come and from two classical descriptions that no rotation changes: Hu's
+moments and Fourier descriptors. Prints two tables, writes one picture: held-out cells before and after.
+
+What comes out is no triumph. Aligned pixels tell the cell line better than pixels as they come, by 4 points of accuracy or
+more; the treatment hardly better, by a point at best: it shows in size and ragged edges, which no pose changes. Fourier
+descriptors, which take no training, do as well for the cell line behind an SVC, and less well otherwise. With 130 cells
+in a fold, a difference of less than 3 points means little.
 
     pip install geomstats "numpy<2.4"    # the cells are in that package; its version 2.8.0 needs numpy's old trapz
     python examples/cells.py --output out/cells.png
@@ -28,7 +33,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_validate
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from sk_avae import AffineCanonicalizer, AVAEEstimator
@@ -38,8 +43,9 @@ import matplotlib.pyplot as plt
 
 SIDE = 32
 N_HARMONICS = 16
-# Columns of the table of cells: the image, the Fourier descriptors, and the size that scaling took from the image.
-PIXELS, FOURIER, SIZE = slice(0, SIDE * SIDE), slice(SIDE * SIDE, -1), slice(-1, None)
+N_PIXELS = SIDE * SIDE
+# Columns of the table of cells: the image, two descriptions, and the size that scaling took from the image.
+PIXELS, HU, FOURIER, SIZE = slice(N_PIXELS), slice(N_PIXELS, N_PIXELS + 7), slice(N_PIXELS + 7, -1), slice(-1, None)
 TARGETS = ("cell line", "treatment")
 
 
@@ -108,8 +114,10 @@ def load():
     """Return the table of cells, and their lines and treatments as the columns of Y."""
     outlines, *labels = load_cells()
     outlines = [np.asarray(outline, dtype=float) for outline in outlines]
+    pixels = np.array([rasterise(outline) for outline in outlines])
     columns = [
-        [rasterise(outline) for outline in outlines],
+        pixels,
+        hu_moments(pixels),
         [fourier_descriptors(outline) for outline in outlines],
         [[np.log(area_and_centroid(outline)[0])] for outline in outlines],
     ]
@@ -127,7 +135,7 @@ def describe(aligner):
     shapes = {
         "size alone": ("drop", PIXELS, None),
         "pixels as they come": (components, PIXELS, pixels),
-        "Hu moments": (make_pipeline(FunctionTransformer(hu_moments), StandardScaler()), PIXELS, None),
+        "Hu moments": (StandardScaler(), HU, None),
         "Fourier descriptors": (StandardScaler(), FOURIER, None),
         "aligned pixels": (make_pipeline(aligner, components), PIXELS, pixels),
     }
@@ -178,9 +186,7 @@ def compare(X, Y, descriptions, n_splits=5):
 def draw(path, before, after, n=12):
     """Draw a few cells and the mean of all, as they come and aligned."""
     some = np.random.default_rng(0).choice(len(before), n, replace=False)
-    figure, axes = plt.subplots(
-        2, n + 1, figsize=(0.8 * n + 2.4, 2.1), width_ratios=[1] * n + [1.3], layout="constrained"
-    )
+    figure, axes = plt.subplots(2, n + 1, figsize=(0.8 * n + 2, 1.8), layout="constrained")
     for row, title, images in zip(axes, ("as they come", "aligned"), (before, after), strict=True):
         for ax, image in zip(row, [*images[some], images.mean(axis=0)], strict=True):
             ax.imshow(image.reshape(SIDE, SIDE), cmap="gray", vmin=0, vmax=255)

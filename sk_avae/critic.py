@@ -39,6 +39,7 @@ _DROPOUT = 0.2
 _FEWEST_RIGHT = 10
 _NINE_TENTHS = 1.645  # standard deviations to either side
 _LOG_TEMPERATURES = 0.0, math.log(1000.0)
+_LOG_WEIGHTS = -math.log(1000.0), math.log(1000.0)
 
 
 class Critic(nn.Module):
@@ -229,7 +230,7 @@ def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, 
     temperature : float
         In nats, between 1 (the ELBO taken at its word) and 1,000.
     weight : float
-        Nats that one unit of the critic's score is worth.
+        Nats that one unit of the critic's score is worth, at most 1,000 temperatures.
     """
     some = right.any(dim=1) & ~right.all(dim=1)
     scores, log_joint, right = scores[some].double(), log_joint[some].double(), right[some]
@@ -240,9 +241,13 @@ def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, 
     logs = torch.tensor([math.log(10.0), 0.0], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
 
+    def fitted() -> tuple[Tensor, Tensor]:
+        # Within bounds: a long step of the line search would overflow, and be nothing but NaN from then on.
+        return logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1].clamp(*_LOG_WEIGHTS).exp()
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        temperature, weight = logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1].exp()
+        temperature, weight = fitted()
         # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
         total = (scores * weight + log_joint / temperature).masked_fill(repeats, -math.inf)
         loss = choice_loss(total, right) + 1e-4 * logs.square().sum()
@@ -250,7 +255,7 @@ def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, 
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    temperature, weight = logs.detach()[0].clamp(*_LOG_TEMPERATURES).exp().item(), logs.detach()[1].exp().item()
+    temperature, weight = (value.item() for value in fitted())
     return temperature, weight * temperature
 
 

@@ -401,3 +401,27 @@ def test_wrong_choices_do_not_widen_the_spread_and_too_few_right_ones_leave_none
     error[~right] = 3.0
     torch.testing.assert_close(spread_of("rigid", error, right), expected, rtol=0.1, atol=0)
     assert torch.equal(spread_of("rigid", error, torch.arange(400) < 9), torch.zeros(3))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calibration_finds_the_best_temperature_and_weight(seed):
+    draw = generator(seed)
+    right = torch.zeros(60, 2, dtype=torch.bool)
+    right[:, 0] = torch.rand(60, generator=draw) < 0.9
+    right[:, 1] = ~right[:, 0]
+    scores = torch.randn(60, 2, generator=draw) + 4 * right * torch.rand(1, generator=draw)
+    log_joint = 20 * torch.randn(60, 2, generator=draw) + 30 * right * torch.rand(1, generator=draw)
+
+    def loss(temperature, weight):
+        return float(choice_loss(scores * weight + log_joint / temperature, right))
+
+    temperature, weight = calibrate(scores, log_joint, right)
+    grid = [(math.exp(t), math.exp(w)) for t in range(7) for w in range(-5, 6)]
+    assert loss(temperature, weight / temperature) < min(loss(*point) for point in grid) + 1e-2
+
+
+def test_a_critic_that_says_next_to_nothing_keeps_a_bounded_weight():
+    right = torch.tensor([[True, False]]).expand(50, 2)
+    temperature, weight = calibrate(1e-12 * right.float(), -5.0 * right.float(), right)
+    assert 1 <= temperature <= 1000
+    assert 0 < weight <= 1000 * temperature * (1 + 1e-6)

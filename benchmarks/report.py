@@ -99,9 +99,18 @@ def notes(table, settings, n_open):
     ]
 
 
-def write_report(name, table, settings, absent, n_open):
+def with_old_cells(table, path):
+    """Return the table with the cells of an earlier one that it lacks; their `code` says what they were measured on."""
+    place = ["seed", "frontend", "perturbation", "classifier"]
+    return pd.concat([table, pd.read_csv(path)]).drop_duplicates(place, keep="first").reset_index(drop=True)
+
+
+def write_report(name, table, settings, absent, n_open, *, merge):
     """Write the table as CSV, Markdown and a picture."""
     RESULTS.mkdir(exist_ok=True)
+    if merge and (RESULTS / f"{name}.csv").exists():
+        n_new, table = len(table), with_old_cells(table, RESULTS / f"{name}.csv")
+        n_open -= len(table) - n_new
     table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     lines = [f"# Perturbed MNIST: {settings.n_train:,} upright training digits, {settings.n_test:,} test digits", ""]
     for reading in ("canonicalized", "canonicalized_without_9", "canonicalized_upright_fit", "upright_canonicalized"):

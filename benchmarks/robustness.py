@@ -274,6 +274,7 @@ def parse_arguments():
         "--classifiers", nargs="+", choices=CLASSIFIERS, default=list(CLASSIFIERS), metavar="CLASSIFIER"
     )
     parser.add_argument("--cache", default=Path(__file__).parent / ".cache" / "robustness", help="folder")
+    parser.add_argument("--merge", action="store_true", help="keep cells of the last table that the cache lacks")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start nothing new after this")
     return parser.parse_args()
 
@@ -294,7 +295,8 @@ def main():
     lines, left, _ = measure(experiments, tasks(ROWS, PERTURBATIONS, seeds))
     if lines:
         n_open = sum(row not in absent for _, row, _, _ in left)
-        write_report("robustness_quick" if args.quick else "robustness", assemble(lines), settings, absent, n_open)
+        name = "robustness_quick" if args.quick else "robustness"
+        write_report(name, assemble(lines), settings, absent, n_open, merge=args.merge)
     sys.exit(1 if failed else 0)
 
 

@@ -510,7 +510,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         image_shape : tuple of int
             (height, width) or (height, width, channels) of the images.
         likelihood : {"bernoulli", "gaussian"} or nn.Module instance, default="bernoulli"
-            What the decoder's output means: logits or means. A fixed scale goes in as ``Gaussian(scale)``.
+            What the decoder's output means: logits or means. A fixed scale goes in as ``Gaussian(scale)``. Around a
+            decoder that ends in a sigmoid put an adapter whose `decode` returns ``torch.logit(p, eps=1e-6)``.
         offset, scale : float, default=0.0 and 1.0
             The module saw ``(pixel - offset) / scale`` in its training.
         background : float or sequence of float, default=0.0

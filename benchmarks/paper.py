@@ -10,6 +10,7 @@ on where it was. Writes `results/paper*.md` and `.json`, and the pictures of
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -26,8 +27,7 @@ from paper_report import write
 from sklearn.linear_model import LogisticRegression
 from skorch.callbacks import Callback
 
-import sk_avae
-from sk_avae import AVAEEstimator
+from sk_avae import AVAEEstimator, affine, vae
 from sk_avae.datasets import fetch_mnist, make_perturbed
 from sk_avae.vae import ConvVAE
 
@@ -93,15 +93,18 @@ class Reproduction:
     def __init__(self, digits, settings, cache, device):
         self.settings, self.cache, self.device = settings, cache, device
         (self.X, self.y), (self.X_test, self.y_test) = digits["train"], digits["test"]
-        self.key = {"digits": digits["key"], "package": sk_avae.__version__, **asdict(settings)}
+        self.key = {"digits": digits["key"], **asdict(settings)}
+        sources = (Path(module.__file__).read_bytes() for module in (published, affine, vae))
+        self.published_code = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
 
     def cell(self, name, compute, **key):
         file = "_".join([Path(name).stem, *map(str, key.values())]) + Path(name).suffix
-        return self.cache.get(file, {"cell": name, **key, **self.key}, compute)
+        code = self.published_code if name.startswith("published") else code_digest()
+        return self.cache.get(file, {"cell": name, "code": code, **key, **self.key}, compute)
 
     # ------------------------------------------------------------------ this package
     def model(self, training, *, family="rotation", latent_size=16, seed=0, n=None):
-        """Return a model fitted on upright or turned digits; it has the poses by epoch and the code's digest."""
+        """Return a model fitted on upright or turned digits; with the poses by epoch."""
         n = n or self.settings.n_train
         poses = self.settings.pose_epochs if training == "aligned" else ()
 
@@ -124,7 +127,6 @@ class Reproduction:
             return {
                 "model": avae.set_params(callbacks=None),
                 "poses": dict(PosesByEpoch.kept),
-                "code": code_digest(),
             }
 
         key = {"training": training, "family": family, "latent": latent_size, "seed": seed, "n": n}
@@ -160,7 +162,7 @@ class Reproduction:
                 "upright": float(avae.negative_elbo(self.X_test, align=False).mean()),
                 "vae": float(avae.negative_elbo(X, align=False).mean()),
                 "avae": float(avae.negative_elbo(X).mean()),
-                "flat_prior": float(avae.set_params(alpha_prior=None).negative_elbo(X).mean()),
+                "flat_prior": float(copy.copy(avae).set_params(alpha_prior=None).negative_elbo(X).mean()),
             }
 
         return self.cell("affine.json", compute)
@@ -189,7 +191,7 @@ class Reproduction:
             X = self.X[:n] if training == "upright" else self.turned_training_digits(n)[0]
 
             def pixels(rows):
-                return avae.transform(rows / np.float32(255))[:, : SIDE * SIDE]
+                return avae.transform(rows)[:, : SIDE * SIDE] / 255
 
             classifier = LogisticRegression(max_iter=100, tol=1e-3).fit(pixels(X), self.y[:n])
             turned, _ = self.turned_test_digits()
@@ -270,9 +272,9 @@ class Reproduction:
             both = {}
             for name, rows, family in (("turned", turned, "rotation"), ("affine", affine, "linear")):
                 avae = self.model("upright", family=family)["model"]
-                rows = rows / np.float32(255)
                 plain = avae.decode(np.pad(codes_as_they_come(avae, rows), ((0, 0), (0, n_params(avae)))))
-                both |= {f"{name}_input": rows, f"{name}_vae": plain, f"{name}_avae": avae.reconstruct(rows)}
+                images = {"input": rows, "vae": plain, "avae": avae.reconstruct(rows)}
+                both |= {f"{name}_{kind}": pixels / 255 for kind, pixels in images.items()}
             return both
 
         return self.cell("pictures.npz", compute)
@@ -301,7 +303,7 @@ def n_params(avae):
 def codes_as_they_come(avae, rows):
     """Return the posterior means of images that are not aligned."""
     with torch.no_grad():
-        return avae.module_.encode(torch.from_numpy(rows).view(-1, 1, SIDE, SIDE))[0].numpy()
+        return avae.module_.encode(avae._to_model(rows))[0].cpu().numpy()
 
 
 def mean_loss(vae, images):

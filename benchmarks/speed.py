@@ -1,6 +1,6 @@
 """Speed of alignment beside the loss that it reaches, against the paper's search on the same VAE and images.
 
-    python benchmarks/speed.py [FOLDER_WITH_IDX_FILES] [--device DEVICE] [--repeats N]
+    python benchmarks/speed.py [FOLDER_WITH_IDX_FILES] [--repeats N]
 
 One run, interleaved, medians. Rivals: the paper's search image by image (30 random angles, each refined by 30 steps of
 Adam) and the authors' batched variant (30 screened, the best one refined), both on this package's ELBO. Beside them:
@@ -121,12 +121,10 @@ def operations(avae):
     return total
 
 
-def fitted(module, X, device):
+def fitted(module, X):
     small = {"max_epochs": 5} if module == "conv" else {"max_epochs": 30}
     n = 2_000 if module == "conv" else len(X)
-    return AVAEEstimator(module=module, image_shape=(40, 40), critic=False, device=device, random_state=0, **small).fit(
-        X[:n]
-    )
+    return AVAEEstimator(module=module, image_shape=(40, 40), critic=False, random_state=0, **small).fit(X[:n])
 
 
 def compare(avae, X, repeats):
@@ -150,9 +148,9 @@ def compare(avae, X, repeats):
 
 def share_of_ceiling(avae, X, ms):
     """Return the share of the machine's matrix products per second that alignment reaches."""
-    n_iter = avae._align(X).n_iter.mean()
-    # A refined start takes one evaluation more than it counts; a gradient takes as much again as its pass.
-    passes = avae.n_restarts + 1 + 2 * avae.n_refine * (n_iter + 1)
+    # Iterations of one refined start; it takes one evaluation more, and a gradient as much as its pass.
+    n_iter = copy.copy(avae).set_params(n_refine=1)._align(X).n_iter.mean()
+    passes = avae.n_restarts + 2 * avae.n_refine * (n_iter + 1)
     return passes * operations(avae) / (ms / 1000) / ceiling()
 
 
@@ -184,13 +182,12 @@ def digits(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", help="MNIST's IDX files; the bundled sample without")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     X_train, X = digits(args.folder)
     rows, notes = [], []
     for module in ("conv", "mlp"):
-        avae = fitted(module, X_train, args.device)
+        avae = fitted(module, X_train)
         table, ms = compare(avae, X, args.repeats)
         rows += [[module, *row] for row in table]
         notes.append(f"{module}: {share_of_ceiling(avae, X, ms):.0%} of the matrix-product ceiling, default budget")

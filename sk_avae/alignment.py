@@ -353,10 +353,14 @@ def in_blocks(function: Callable[..., Tensor], size: int, *rows: Tensor) -> Tens
 
 
 def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
-    """Return images of shape (n, n_channels, height, width) without their poses, of shape (n, n_params)."""
-    return in_blocks(
+    """Return images of shape (n, n_channels, height, width) without their poses, of shape (n, n_params).
+
+    Images at the identity keep their pixels, bit by bit.
+    """
+    canonical = in_blocks(
         lambda some, pose: model.canonical(some, model.matrix(pose, some)), block_size(images), images, alpha
     )
+    return torch.where(alpha.any(dim=1)[:, None, None, None], canonical, images)
 
 
 def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:

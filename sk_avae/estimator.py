@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -144,7 +145,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     memory : str, joblib.Memory or None, default=None
         Where trained weights are kept, so that equal images and settings are not trained again: a grid over
         `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The critic
-        depends on the search and is trained anew. Not used with `callbacks` or without an int `random_state`.
+        depends on the search and is trained anew. Not used with `callbacks` or without an int `random_state`. Clear it
+        after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
 
@@ -306,7 +308,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self.likelihood_ = persistence.rebuild(likelihood_recipe, trained.likelihood, device)
             self.image_format_, self.image_shape_ = image_format, image_shape
             self.history_, self.n_iter_ = trained.history, len(trained.history)
-            self.moments_: tuple[NDArray[Any], ...] | None = trained.moments
+            # Copies: a memory may hand out memory maps of its files.
+            self.moments_: tuple[NDArray[Any], ...] | None = tuple(map(np.array, trained.moments))
             self._recipe, self._likelihood_recipe = recipe, likelihood_recipe
             self._choose_as_told()
             if self.align_training:
@@ -317,7 +320,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             elif hasattr(self, "alpha_"):
                 del self.alpha_  # of an earlier fit
             generator = torch.Generator()
-            generator.set_state(torch.from_numpy(trained.generator_state))
+            generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
             self._learn_to_choose(images, generator)
         return self
 
@@ -336,7 +339,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self._warn_if_poses_mean_little(images, scale)
             pose_search = training.PoseSearch(self._family, scale, int(self.n_restarts))
         job = training.Job(
-            rows=rows,
+            rows=np.ascontiguousarray(rows),  # strides have no part in what is remembered
             image_format=image_format,
             recipe={**recipe, "module": persistence.pack(recipe["module"])},
             likelihood_recipe={**likelihood_recipe, "module": persistence.pack(likelihood_recipe["module"])},
@@ -350,10 +353,12 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             pose_search=pose_search,
             seed=seed_from(self.random_state),
             device=str(images.device),
+            versions=(__version__, torch.__version__),
         )
         run: Callable[..., training.Trained] = training.run
-        if not self.callbacks:
-            run = check_memory(self.memory).cache(run, ignore=["images", "callbacks", "verbose"])
+        memory = check_memory(self.memory)
+        if not self.callbacks and isinstance(self.random_state, Integral):
+            run = memory.cache(run, ignore=["images", "callbacks", "verbose"])
         return run(job, images, self.callbacks or [], self.verbose)
 
     def _training_images(
@@ -731,7 +736,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
         model, typical = self._model(), self._typical_moments()
         chunks = []
-        with tqdm(total=len(rows), desc="Aligning", unit="image", disable=not self.verbose) as progress:
+        with tqdm(total=len(rows), desc="Aligning", unit="image", disable=self.verbose <= 0) as progress:
             for chunk in self.image_format_.chunks(len(rows)):
                 images = self._to_model(rows[chunk])
                 result = align(

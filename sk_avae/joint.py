@@ -20,7 +20,8 @@ from .alignment import AVAE, canonical_images, is_constant, loss_and_gradient, s
 from .descent import refine
 from .starts import Moments, starting_poses
 
-# Fresh starting poses per visit, while every pose still moves and once they have settled.
+# Fresh starting poses at the first visit, and then per visit, while poses still move and once they have settled.
+_FIRST_FRESH = 15
 _MOST_FRESH = 2
 _FEWEST_FRESH = 1
 # Evaluations of a refinement per visit, and the gain below which it ends.
@@ -42,6 +43,8 @@ class TrainingPoses:
         See `starts.starting_poses`.
     n_restarts : int
         Starting poses that take turns as fresh ones.
+    movable : Tensor of bool of shape (n,) or None, default=None
+        Which images have a pose; None leaves the constant ones out.
 
     Attributes
     ----------
@@ -49,14 +52,16 @@ class TrainingPoses:
         The poses; 0, the identity, at first.
     """
 
-    def __init__(self, model: AVAE, images: Tensor, typical: Moments | None, n_restarts: int) -> None:
+    def __init__(
+        self, model: AVAE, images: Tensor, typical: Moments | None, n_restarts: int, movable: Tensor | None = None
+    ) -> None:
         self.model = model
         self.images = images
         self.typical = typical
         self.n_restarts = n_restarts
-        self.movable = ~is_constant(images)
+        self.movable = ~is_constant(images) if movable is None else movable
         self.alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
-        self.n_fresh = _MOST_FRESH
+        self.n_fresh = _FIRST_FRESH
         self._next = 1
         self._n_moved = self._n_seen = 0
 
@@ -89,7 +94,8 @@ class TrainingPoses:
         """Return this epoch's fresh starting poses, of shape (m, n_fresh, n_params)."""
         model = self.model
         starts = starting_poses(images, model.background, self.typical, self.n_restarts, model.family, model.scale)
-        turn = torch.arange(self._next, self._next + self.n_fresh) % starts.shape[1]
+        n_fresh = min(self.n_fresh, max(1, starts.shape[1] - 1))
+        turn = torch.arange(self._next, self._next + n_fresh) % starts.shape[1]
         return starts[:, turn]
 
     def _ink_lost(self, images: Tensor, alpha: Tensor) -> Tensor:

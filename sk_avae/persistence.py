@@ -56,26 +56,43 @@ def global_generator(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
+# Where a tensor is: path of the submodule, its slots, name.
+Place = tuple[str, str, str]
+
+
 @dataclass
 class PackedModule:
-    """A module without its tensors, and those as arrays: what a pickle holds of a user's own instance."""
+    """A module without its tensors, and those as arrays: what a pickle holds of a user's own instance.
+
+    `tied` says of a tensor that the module holds twice where the first one is, `fixed` which parameters take no
+    gradient.
+    """
 
     skeleton: nn.Module
-    arrays: dict[tuple[str, str, str], NDArray[Any]]
+    arrays: dict[Place, NDArray[Any]]
+    tied: dict[Place, Place]
+    fixed: tuple[Place, ...]
 
 
 def pack(value: Any) -> Any:
     """Take the tensors out of a module; anything else comes back as it is."""
     if not isinstance(value, nn.Module):
         return value
-    skeleton, arrays = copy.deepcopy(value), {}
-    for path, part in skeleton.named_modules():
-        for slots in ("_parameters", "_buffers"):
-            tensors = getattr(part, slots)
-            for name in [name for name, tensor in tensors.items() if tensor is not None]:
-                arrays[path, slots, name] = np.array(tensors[name].detach().cpu().numpy())
-                tensors[name] = None
-    return PackedModule(skeleton, arrays)
+    skeleton = copy.deepcopy(value)
+    tensors = {
+        (path, slots, name): tensor
+        for path, part in skeleton.named_modules()
+        for slots in ("_parameters", "_buffers")
+        for name, tensor in getattr(part, slots).items()
+        if tensor is not None
+    }
+    first = {id(tensor): place for place, tensor in reversed(tensors.items())}
+    tied = {place: first[id(tensor)] for place, tensor in tensors.items() if first[id(tensor)] != place}
+    arrays = {place: np.array(tensor.detach().cpu().numpy()) for place, tensor in tensors.items() if place not in tied}
+    fixed = tuple(place for place, tensor in tensors.items() if place[1] == "_parameters" and not tensor.requires_grad)
+    for path, slots, name in tensors:
+        getattr(skeleton.get_submodule(path), slots)[name] = None
+    return PackedModule(skeleton, arrays, tied, fixed)
 
 
 def unpack(value: Any) -> Any:
@@ -83,10 +100,14 @@ def unpack(value: Any) -> Any:
     if not isinstance(value, PackedModule):
         return value
     module = copy.deepcopy(value.skeleton)
-    for (path, slots, name), array in value.arrays.items():
+    tensors: dict[Place, torch.Tensor] = {}
+    for place, array in value.arrays.items():
         tensor = torch.from_numpy(array.copy())
-        is_parameter = slots == "_parameters"
-        getattr(module.get_submodule(path), slots)[name] = nn.Parameter(tensor) if is_parameter else tensor
+        is_parameter = place[1] == "_parameters"
+        tensors[place] = nn.Parameter(tensor, requires_grad=place not in value.fixed) if is_parameter else tensor
+    tensors |= {place: tensors[first] for place, first in value.tied.items()}
+    for (path, slots, name), tensor in tensors.items():
+        getattr(module.get_submodule(path), slots)[name] = tensor
     return module
 
 

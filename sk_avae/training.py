@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import persistence
 from ._validation import ImageFormat
-from .alignment import AVAE
+from .alignment import AVAE, is_constant
 from .joint import TrainingPoses
 from .net import train
 from .starts import mean_moments
@@ -46,6 +46,8 @@ class Job(NamedTuple):
     seed : int
         Of all random numbers.
     device : str
+    versions : tuple of str
+        Of the code: this package's and torch's.
     """
 
     rows: NDArray[Any]
@@ -62,6 +64,7 @@ class Job(NamedTuple):
     pose_search: PoseSearch | None
     seed: int
     device: str
+    versions: tuple[str, ...]
 
 
 class Trained(NamedTuple):
@@ -121,9 +124,13 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Tra
         poses = validation_poses = None
         if job.pose_search is not None:
             typical = mean_moments(kept, background)
-            poses = TrainingPoses(model, kept, typical, n_restarts)
-            if held_out is not None:
-                validation_poses = TrainingPoses(model, held_out, typical, n_restarts)
+
+            def poses_of(some: Tensor) -> TrainingPoses:
+                movable = ~is_constant(job.image_format.crop(some))
+                return TrainingPoses(model, some, typical, n_restarts, movable)
+
+            poses = poses_of(kept)
+            validation_poses = None if held_out is None else poses_of(held_out)
         history = train(
             model,
             kept,

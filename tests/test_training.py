@@ -1,5 +1,7 @@
 """Training as a function of data, and its cache."""
 
+import pickle
+
 import joblib
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
+from torch import nn
 
 from sk_avae import training
 from sk_avae.vae import MLPVAE
@@ -84,10 +87,18 @@ def test_the_search_is_a_part_of_joint_training(quick, digits, trainings):
     assert len(trainings) == 2
 
 
-def test_without_a_seed_nothing_is_remembered(quick, digits, trainings):
+def test_without_a_seed_nothing_is_remembered(quick, digits, trainings, tmp_path):
     for _ in range(2):
         quick.set_params(random_state=None).fit(digits.X[:60])
     assert len(trainings) == 2
+    assert not list(tmp_path.rglob("output.pkl"))
+
+
+@pytest.mark.parametrize("same_images", [np.asfortranarray, lambda X: np.repeat(X, 2, axis=0)[::2]])
+def test_how_images_lie_in_memory_does_not_matter(quick, digits, trainings, same_images):
+    quick.fit(digits.X[:60])
+    quick.fit(same_images(digits.X[:60]))
+    assert len(trainings) == 1
 
 
 def test_callbacks_are_called_every_time(quick, digits, trainings):
@@ -112,3 +123,35 @@ def test_modules_are_told_apart_by_their_weights(quick, digits, trainings):
 def test_a_memory_that_is_none_is_named(quick, digits):
     with pytest.raises(ValueError, match="memory"):
         quick.set_params(memory=3).fit(digits.X[:60])
+
+
+class TiedVAE(nn.Module):
+    """One layer is fixed, two others share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.fixed = nn.Linear(784, 16).requires_grad_(False)
+        self.inner, self.same = nn.Linear(16, 4), nn.Linear(16, 4)
+        self.same.weight = self.inner.weight
+        self.back = nn.Linear(4, 784)
+
+    def encode(self, x):
+        code = self.fixed(x.flatten(1))
+        return self.inner(code), self.same(code)
+
+    def decode(self, z):
+        return self.back(z).view(-1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_fixed_layers_stay_and_tied_ones_stay_tied(quick, digits, memory):
+    with torch.random.fork_rng():
+        vae = TiedVAE()
+    quick.set_params(module=vae, memory=quick.memory if memory else None, batch_size=20).fit(digits.X[:100])
+    assert torch.equal(quick.module_.fixed.weight, vae.fixed.weight)
+    assert not torch.equal(quick.module_.inner.weight, vae.inner.weight)
+    assert quick.module_.same.weight is quick.module_.inner.weight
+    again = pickle.loads(pickle.dumps(clone(quick)))
+    assert not any(weight.requires_grad for weight in again.module.fixed.parameters())
+    assert again.module.same.weight is again.module.inner.weight
+    assert again.module.inner.weight.requires_grad

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MNIST ?=
 QUICK ?=
 
-.PHONY: help env demo test lint bench-rotation bench-robustness bench-paper bench-training clean
+.PHONY: help env demo test lint bench-rotation bench-robustness bench-paper bench-speed bench-training clean
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-rotation MNIST=folder rotation on full MNIST (IDX files in folder)"
 	@echo "make bench-robustness MNIST=folder [QUICK=--quick]  the table against other front-ends, in steps of 75 minutes"
 	@echo "make bench-paper MNIST=folder [QUICK=--quick]       the paper's figures, in steps of 75 minutes"
+	@echo "make bench-speed [MNIST=folder]  speed beside the loss that it reaches"
 	@echo "make bench-training              cost of training against a plain PyTorch loop"
 
 env: $(VENV)/.installed
@@ -44,6 +45,9 @@ bench-robustness: env
 bench-paper: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-paper MNIST=folder"; exit 2; }
 	$(BIN)/python benchmarks/paper.py $(MNIST) $(QUICK) --time-limit 75
+
+bench-speed: env
+	$(BIN)/python benchmarks/speed.py $(MNIST)
 
 bench-training: env
 	$(BIN)/python benchmarks/training.py

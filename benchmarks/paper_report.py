@@ -190,13 +190,15 @@ def table_classified(cells):
 
 
 def draw_curves(cells, names, titles):
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    for column, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+    columns = [column for column in range(3) if any(curves_of(cells, name)[column] for name in names)]
+    figure, axes = plt.subplots(1, len(columns), figsize=(4 * len(columns), 3.8), layout="constrained", squeeze=False)
+    axes = axes[0]
+    for ax, column in zip(axes, columns, strict=True):
         for name in names:
             curve = curves_of(cells, name)[column]
             if curve:
                 ax.plot(ANGLES, curve, marker="o", markersize=4, color=COLOURS[name], label=name)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(titles[column], fontsize=10)
         ax.set_xlabel("angle (degrees)")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("loss per image")

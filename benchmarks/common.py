@@ -1,5 +1,7 @@
 """What the benchmarks share: where they ran, and tables that are kept."""
 
+import hashlib
+import math
 import os
 import platform
 from pathlib import Path
@@ -10,6 +12,7 @@ import skorch
 import torch
 
 import sk_avae
+from sk_avae.datasets import fetch_mnist
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,6 +46,19 @@ def save_table(name, title, header, rows, notes):
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def load_digits(folder, settings, side):
+    """Read MNIST, as much of it as the settings say, and put it on a canvas of side x side; `key` is its digest."""
+    digits = {}
+    for subset, n in (("train", settings.n_train), ("test", settings.n_test)):
+        X, y = fetch_mnist(folder, subset=subset)
+        margin = (side - math.isqrt(X.shape[1])) // 2
+        stack = X[:n].reshape(-1, side - 2 * margin, side - 2 * margin)
+        padded = np.pad(stack, ((0, 0), (margin, margin), (margin, margin)))
+        digits[subset] = padded.reshape(len(padded), -1), y[:n]
+    content = b"".join(array.tobytes() for subset in ("train", "test") for array in digits[subset])
+    return digits | {"key": hashlib.sha256(content).hexdigest()}
 
 
 def angle_errors(found, true):

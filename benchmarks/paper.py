@@ -22,13 +22,13 @@ import numpy as np
 import published
 import torch
 from cache import Cache, OutOfTimeError, code_digest
-from common import RESULTS, environment
+from common import RESULTS, environment, load_digits
 from paper_report import write
 from sklearn.linear_model import LogisticRegression
 from skorch.callbacks import Callback
 
 from sk_avae import AVAEEstimator, affine, vae
-from sk_avae.datasets import fetch_mnist, make_perturbed
+from sk_avae.datasets import make_perturbed
 from sk_avae.vae import ConvVAE
 
 SIDE = published.SIDE
@@ -311,17 +311,6 @@ def mean_loss(vae, images):
         return float(published.published_loss(vae, images).mean())
 
 
-def load_digits(folder, settings):
-    digits = {}
-    for subset, n in (("train", settings.n_train), ("test", settings.n_test)):
-        X, y = fetch_mnist(folder, subset=subset)
-        margin = (SIDE - math.isqrt(X.shape[1])) // 2
-        stack = X[:n].reshape(-1, SIDE - 2 * margin, SIDE - 2 * margin)
-        digits[subset] = np.pad(stack, ((0, 0), (margin,) * 2, (margin,) * 2)).reshape(len(stack), -1), y[:n]
-    content = b"".join(array.tobytes() for subset in digits.values() for array in subset)
-    return digits | {"key": hashlib.sha256(content).hexdigest()}
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="MNIST's IDX files")
@@ -337,7 +326,7 @@ def main():
     args = parse_arguments()
     settings = QUICK if args.quick else FULL
     cache = Cache(args.cache, args.time_limit)
-    reproduction = Reproduction(load_digits(args.folder, settings), settings, cache, args.device)
+    reproduction = Reproduction(load_digits(args.folder, settings, SIDE), settings, cache, args.device)
     cells = {}
     for chosen in (True, False):  # what was asked for, then all that the cache has
         if not chosen:

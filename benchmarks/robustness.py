@@ -8,8 +8,6 @@ on test digits. Whatever was computed is kept in the cache folder, so that a run
 """
 
 import argparse
-import hashlib
-import math
 import sys
 import time
 import traceback
@@ -19,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from cache import Cache, Lazy, OutOfTimeError, code_digest
 from classifiers import SIDE, make_classifier, predict_weighted
+from common import load_digits
 from frontends import missing, single, undo
 from plan import CLASSIFIERS, FULL, PERTURBATIONS, QUICK, REFERENCES, ROWS, make_frontend
 from report import assemble, write_report
 
-from sk_avae.datasets import fetch_mnist, make_perturbed
+from sk_avae.datasets import make_perturbed
 
 IMAGES_PER_PART = 10_000
 
@@ -208,19 +207,6 @@ def slug(name):
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def load_digits(folder, settings):
-    """Read MNIST and put it on the canvas."""
-    digits = {}
-    for subset, n in (("train", settings.n_train), ("test", settings.n_test)):
-        X, y = fetch_mnist(folder, subset=subset)
-        margin = (SIDE - math.isqrt(X.shape[1])) // 2
-        stack = X[:n].reshape(-1, SIDE - 2 * margin, SIDE - 2 * margin)
-        padded = np.pad(stack, ((0, 0), (margin, margin), (margin, margin)))
-        digits[subset] = padded.reshape(len(padded), -1), y[:n]
-    content = b"".join(array.tobytes() for subset in ("train", "test") for array in digits[subset])
-    return digits | {"key": hashlib.sha256(content).hexdigest()}
-
-
 def tasks(rows, perturbations, seeds, classifiers=CLASSIFIERS):
     """List (seed, row, column, perturbation), those that share fits next to each other."""
     return [
@@ -283,7 +269,7 @@ def main():
     args = parse_arguments()
     settings, seeds = (QUICK, [0]) if args.quick else (FULL, [0, 1, 2])
     selected, seeds = args.seeds or seeds, sorted({*seeds, *(args.seeds or [])})
-    digits, cache = load_digits(args.folder, settings), Cache(args.cache, args.time_limit)
+    digits, cache = load_digits(args.folder, settings, SIDE), Cache(args.cache, args.time_limit)
     experiments = {seed: Experiment(digits, settings, seed, cache) for seed in seeds}
     absent = {row: reason for row in ROWS if (reason := missing(row))}
     rows = [row for row in ROWS if row in {*args.frontends, *REFERENCES} - set(absent)]

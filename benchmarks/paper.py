@@ -40,6 +40,7 @@ GENERAL_AFFINE = {
     "shear": math.tan(math.radians(55)),
     **dict.fromkeys(("log_scale_x", "log_scale_y"), (math.log(0.5), math.log(1.5))),
 }
+TURNED_BY = "nearest"  # pixel, as the paper does
 TRAININGS = ("upright", "turned", "aligned")
 PUBLISHED_TRAININGS = ("single", "random", "optimised")
 
@@ -133,24 +134,24 @@ class Reproduction:
         return self.cell("package.joblib", compute, **key)
 
     def turned_training_digits(self, n):
-        return make_perturbed(self.X[:n], ranges={"angle": math.pi}, random_state=1)
+        return make_perturbed(self.X[:n], ranges={"angle": math.pi}, interpolation=TURNED_BY, random_state=1)
 
-    def turned_test_digits(self, degrees=None):
+    def turned_test_digits(self, degrees=None, interpolation=TURNED_BY):
         ranges = math.pi if degrees is None else (math.radians(degrees),) * 2
-        return make_perturbed(self.X_test, ranges={"angle": ranges}, random_state=2)
+        return make_perturbed(self.X_test, ranges={"angle": ranges}, interpolation=interpolation, random_state=2)
 
-    def curve(self, training):
+    def curve(self, training, interpolation=TURNED_BY):
         """Return the losses over the angles, of the VAE and of the AVAE."""
 
         def compute():
             avae = self.model(training)["model"]
-            turned = [self.turned_test_digits(angle)[0] for angle in ANGLES]
+            turned = [self.turned_test_digits(angle, interpolation)[0] for angle in ANGLES]
             return {
                 "vae": [float(avae.negative_elbo(X, align=False).mean()) for X in turned],
                 "avae": [float(avae.negative_elbo(X).mean()) for X in turned],
             }
 
-        return self.cell("curve.json", compute, training=training)
+        return self.cell("curve.json", compute, training=training, interpolation=interpolation)
 
     def affine(self):
         """Return the losses of upright and of generally transformed digits."""
@@ -284,6 +285,7 @@ class Reproduction:
         s = self.settings
         tasks = [(f"curve {t}", lambda t=t: self.curve(t)) for t in TRAININGS]
         tasks += [(f"classified {t}", lambda t=t: self.classified(t)) for t in ("upright", "aligned")]
+        tasks += [("smooth curve upright", lambda: self.curve("upright", "bicubic"))]
         tasks += [("affine", self.affine), ("pictures", self.pictures)]
         tasks += [(f"published {t}", lambda t=t: self.published_curve(t)) for t in PUBLISHED_TRAININGS]
         tasks += [("published affine", self.published_affine)]

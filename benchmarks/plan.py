@@ -25,7 +25,7 @@ class Settings:
     n_train: int = 60_000
     n_test: int = 10_000
     vae: dict[str, Any] = field(default_factory=dict)
-    rich_search: dict[str, Any] = field(default_factory=lambda: {"n_restarts": 64, "n_refine": 4})
+    rich_search: dict[str, Any] = field(default_factory=lambda: {"n_refine": 4})
     cnn_epochs: int = 4
     augmented_epochs: int = 12
     augmented_copies: int = 2
@@ -46,7 +46,6 @@ QUICK = Settings(
     n_train=4_000,
     n_test=500,
     vae={"max_epochs": 40, "batch_size": 128},
-    rich_search={"n_restarts": 32, "n_refine": 2},
     augmented_epochs=6,
     augmented_copies=1,
     paper_budget=0.5,

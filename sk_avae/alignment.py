@@ -17,13 +17,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, without_reflection, wrap_angle
-from .descent import ValueAndGradient, refine
+from .descent import Race, ValueAndGradient, refine
 from .likelihoods import kl_divergence
 
 # Below eight rows matrix products take another path, whose last bits differ: a block is never smaller, so
@@ -64,10 +64,16 @@ _STEP = {
 # The part of such a distance over which curvature is taken, and the deviation of parameters (1 but for these) of which
 # neither ELBO nor prior say anything: an angle is then uniform on the circle.
 _CURVATURE_STEP = 0.5
+_FLATTEST = 1.0  # nats per squared unit: no typical curvature is weaker
 _WIDEST = {"angle": math.pi / math.sqrt(3)}
 
 # So many times the restarts that are refined are shown to the critic first.
 _SHORTLIST = 4
+
+# Of an image's hypotheses one that will stay so many nats behind the best, and so many temperatures, is not refined to
+# its end: it would hardly weigh.
+_HOPELESS = 10.0
+_HOPELESS_TEMPERATURES = 4.0
 
 # Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
 # 0.61) are taken to lead to one optimum.
@@ -140,6 +146,8 @@ class AVAE:
     critic : nn.Module or None, default=None
         Scores canonical images, in nats; see `critic.Critic`. It has a say in which restarts are refined and in which
         of the refined poses is best; the ELBO alone decides where these lie.
+    metric : Tensor of shape (n_params, n_params) or None, default=None
+        Typical inverse Hessian of the loss in units of `step_units`, which refinement begins with.
     """
 
     vae: nn.Module
@@ -149,6 +157,7 @@ class AVAE:
     scale: tuple[float, ...]
     padding: str = "background"
     critic: nn.Module | None = None
+    metric: Tensor | None = None
 
     def matrix(self, alpha: Tensor, images: Tensor) -> Tensor:
         """Return the matrices, of shape (n, 2, 3), of poses of images."""
@@ -363,7 +372,7 @@ def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha.any(dim=1)[:, None, None, None], canonical, images)
 
 
-def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:
+def screen(model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None = None) -> Tensor:
     """Return ELBO plus log prior of every image at each of its restarts, of shape (n, n_restarts).
 
     Parameters
@@ -371,14 +380,67 @@ def screen(model: AVAE, images: Tensor, restarts: Tensor) -> Tensor:
     model : AVAE
     images : Tensor of shape (n, n_channels, height, width)
     restarts : Tensor of shape (n, n_restarts, n_params)
+    wanted : Tensor of bool of shape (n, n_restarts) or None, default=None
+        Which to evaluate, None is all; the others get minus infinity.
     """
     n, n_restarts, n_params = restarts.shape
-    if not n_restarts:
-        return images.new_empty(n, 0)
     poses = restarts.reshape(-1, n_params)
-    pairs = torch.arange(n * n_restarts, device=images.device)
-    scores = in_blocks(lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images), pairs)
-    return (scores + model.log_prior(poses)).view(n, n_restarts)
+    wanted = restarts.new_ones(n, n_restarts, dtype=torch.bool) if wanted is None else wanted
+    pairs = wanted.flatten().nonzero()[:, 0]
+    scores = images.new_full((n * n_restarts,), -math.inf)
+    if len(pairs):
+        elbo = in_blocks(lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images), pairs)
+        scores[pairs] = elbo + model.log_prior(poses[pairs])
+    return scores.view(n, n_restarts)
+
+
+class Restarts(NamedTuple):
+    """Where the search for a pose starts.
+
+    Attributes
+    ----------
+    alpha : Tensor of shape (n, n_restarts, n_params)
+        Starting poses of each image, the identity first.
+    first : Tensor of bool of shape (n, n_restarts) or None
+        Which to screen; the others follow for images whose best score so far is below `floor`. None screens all.
+    floor : float
+        In nats.
+    """
+
+    alpha: Tensor
+    first: Tensor | None = None
+    floor: float = -math.inf
+
+    def with_one_more(self, alpha: Tensor) -> "Restarts":
+        """Return the restarts and one more of each image, of shape (n, n_params), which is screened at once."""
+        first = self.first if self.first is None else torch.cat([self.first, self.first[:, :1] | True], dim=1)
+        return Restarts(torch.cat([self.alpha, alpha[:, None]], dim=1), first, self.floor)
+
+    def without_identity(self) -> "Restarts":
+        """Return all but the first restart of each image."""
+        return Restarts(self.alpha[:, 1:], None if self.first is None else self.first[:, 1:], self.floor)
+
+
+def screen_in_turn(model: AVAE, images: Tensor, restarts: Restarts) -> Tensor:
+    """Return ELBO plus log prior at the restarts that are tried, minus infinity at the others.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    restarts : Restarts
+
+    Returns
+    -------
+    scores : Tensor of shape (n, n_restarts)
+    """
+    first = restarts.first
+    if first is None:
+        return screen(model, images, restarts.alpha)
+    scores = screen(model, images, restarts.alpha, first)
+    # Not "<": where the ELBO is no number everything is tried.
+    unsure = ~(scores.amax(dim=1) >= restarts.floor)
+    return torch.where(first, scores, screen(model, images, restarts.alpha, ~first & unsure[:, None]))
 
 
 def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
@@ -442,11 +504,11 @@ def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
 def align(
     model: AVAE,
     images: Tensor,
-    restarts: Tensor,
+    restarts: Restarts,
     *,
     n_refine: int = 2,
     max_iter: int = 100,
-    tol: float = 1e-2,
+    tol: float = 5e-2,
     min_gain: float = 0.0,
     temperature: float = 1.0,
     movable: Tensor | None = None,
@@ -459,13 +521,13 @@ def align(
         Its VAE in evaluation mode; nothing in it is changed.
     images : Tensor of shape (n, n_channels, height, width)
         Pixels in the likelihood's support.
-    restarts : Tensor of shape (n, n_restarts, n_params)
-        Starting poses of each image, the identity first; see `starts.starting_poses`.
+    restarts : Restarts
+        See `starts.starting_poses` and `proposer.Starts`.
     n_refine : int, default=2
         How many distinct restarts are refined per image.
     max_iter : int, default=100
         Evaluations per refined start.
-    tol : float, default=1e-2
+    tol : float, default=5e-2
         Promised gain, in nats, below which a start has converged.
     min_gain : float, default=0.0
         An image is moved only if the score (ELBO, log prior, critic) gains more than this over the identity, in nats.
@@ -490,17 +552,23 @@ def align(
     if model.vae.training or (model.critic is not None and model.critic.training):
         raise ValueError("The VAE and the critic must be in evaluation mode while images are aligned: call eval().")
     elbo_identity = in_blocks(model.elbo, block_size(images), images).nan_to_num(nan=-math.inf)
-    scores = torch.cat([elbo_identity[:, None], screen(model, images, restarts[:, 1:])], dim=1)
-    n, n_restarts, n_params = restarts.shape
-    matrices = model.matrix(restarts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
+    starts = restarts.alpha
+    scores = torch.cat([elbo_identity[:, None], screen_in_turn(model, images, restarts.without_identity())], dim=1)
+    n, n_restarts, n_params = starts.shape
+    matrices = model.matrix(starts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
     n_shown = n_refine if model.critic is None else _SHORTLIST * n_refine
     chosen = distinct_best(scores, matrices, n_shown)
+    bonus = torch.zeros_like(scores[:, : chosen.shape[1]])
     if model.critic is not None:
-        liked = scores.gather(1, chosen) + _critic_scores(model, images, restarts, chosen)
+        liked = scores.gather(1, chosen)
+        liked = liked + _critic_scores(model, images, starts, chosen, liked > -math.inf)
         again = distinct_best(liked, matrices[torch.arange(n, device=images.device)[:, None], chosen], n_refine)
-        chosen = chosen.gather(1, again)
+        chosen, bonus = chosen.gather(1, again), (liked - scores.gather(1, chosen)).gather(1, again)
     k = chosen.shape[1]
-    found, n_iter, converged = _refined(model, images, restarts, chosen, max_iter=max_iter, tol=tol)
+    margin = max(_HOPELESS, _HOPELESS_TEMPERATURES * temperature)
+    found, n_iter, converged = _refined(
+        model, images, starts, chosen, bonus.nan_to_num(nan=0.0), margin=margin, max_iter=max_iter, tol=tol
+    )
     identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images), images)
     gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
     movable = ~is_constant(images) if movable is None else movable
@@ -509,7 +577,10 @@ def align(
     again = repeats(model.matrix(found.alpha.flatten(0, 1), images).view(n, k + 1, 2, 3))
     # An image that may not move has one hypothesis, the others repeat it.
     again = again | (~movable[:, None] & (torch.arange(k + 1, device=again.device) > 0))
-    found, again = found.ordered(again.long()).best(k), again.sort(dim=1, stable=True).values[:, :k]
+    found, again = (
+        found.taken(again.long().argsort(dim=1, stable=True)).best(k),
+        again.sort(dim=1, stable=True).values[:, :k],
+    )
     matrix = model.matrix(found.alpha[:, 0], images)
     return AlignmentResult(
         alpha=found.alpha[:, 0],
@@ -525,12 +596,15 @@ def align(
     )
 
 
-def _critic_scores(model: AVAE, images: Tensor, restarts: Tensor, chosen: Tensor) -> Tensor:
-    """Return what the critic says of chosen restarts, of shape (n, n_chosen)."""
-    owner = torch.arange(len(images), device=images.device).repeat_interleave(chosen.shape[1])
-    poses = restarts[owner, chosen.flatten()]
-    critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, poses)
-    return critic_score.view(chosen.shape)
+def _critic_scores(model: AVAE, images: Tensor, starts: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
+    """Return what the critic says of chosen restarts, of shape (n, n_chosen); 0 of those that are not wanted."""
+    said = images.new_zeros(chosen.shape)
+    if bool(wanted.any()):
+        owner, which = wanted.nonzero(as_tuple=True)
+        poses = starts[owner, chosen[owner, which]]
+        size = block_size(images)
+        said[owner, which] = in_blocks(lambda row, pose: model.critic_score(images[row], pose), size, owner, poses)
+    return said
 
 
 @dataclass(frozen=True)
@@ -541,9 +615,8 @@ class _Found:
     elbo: Tensor
     score: Tensor
 
-    def ordered(self, key: Tensor) -> "_Found":
-        """Sort each image's hypotheses by a key of shape (n, k), lowest first."""
-        order = key.argsort(dim=1, stable=True)
+    def taken(self, order: Tensor) -> "_Found":
+        """Put each image's hypotheses into an order of shape (n, k)."""
         alpha = self.alpha.gather(1, order[:, :, None].expand_as(self.alpha))
         return _Found(alpha, self.elbo.gather(1, order), self.score.gather(1, order))
 
@@ -569,9 +642,20 @@ class _Found:
 
 
 def _refined(
-    model: AVAE, images: Tensor, restarts: Tensor, chosen: Tensor, *, max_iter: int, tol: float
+    model: AVAE,
+    images: Tensor,
+    starts: Tensor,
+    chosen: Tensor,
+    bonus: Tensor,
+    *,
+    margin: float,
+    max_iter: int,
+    tol: float,
 ) -> tuple[_Found, Tensor, Tensor]:
     """Refine the chosen restarts of each image, all as one batch.
+
+    One that stays behind the best of its image by `margin`, with `bonus` (n, k) added to their scores, is given up and
+    cannot become the best.
 
     Returns
     -------
@@ -588,18 +672,25 @@ def _refined(
     unit = step_units(model, images)
     alpha, loss, n_iter, converged = refine(
         lambda row, pose: evaluate(owner[row], pose),
-        restarts[owner, chosen.flatten()],
+        starts[owner, chosen.flatten()],
         unit,
         max_iter=max_iter if bool(unit.any()) else 0,
         tol=tol,
+        metric=model.metric,
+        race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
     )
     critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, alpha)
     score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)
-    best = score.argmax(dim=1, keepdim=True)
-    found = _Found(alpha, elbo, score).ordered(-score)
-    return found, n_iter.view(n, k).amax(dim=1), converged.view(n, k).gather(1, best)[:, 0]
+    n_iter, converged = n_iter.view(n, k), converged.view(n, k)
+    given_up = ~converged & (n_iter < max_iter)
+    best = score.masked_fill(given_up, -math.inf).amax(dim=1, keepdim=True)
+    score = torch.where(given_up, score.minimum(best), score)
+    order = given_up.long().argsort(dim=1, stable=True)
+    order = order.gather(1, (-score).gather(1, order).argsort(dim=1, stable=True))
+    found = _Found(alpha, elbo, score).taken(order)
+    return found, n_iter.amax(dim=1), converged.gather(1, order[:, :1])[:, 0]
 
 
 def repeats(matrices: Tensor) -> Tensor:
@@ -618,12 +709,59 @@ def _weights(score: Tensor, again: Tensor) -> Tensor:
     return below.softmax(dim=1)
 
 
+def curvature(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
+    """Return the Hessians of -(ELBO + log prior) at poses, of shape (n, n_free, n_free), in units of `step_units`.
+
+    Central differences of the gradient, over steps in which the kinks of the interpolation average out.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    alpha : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    hessian : Tensor of shape (n, n_free, n_free), float64
+        Over the parameters that are not frozen.
+    """
+    unit = step_units(model, alpha)
+    free = unit.nonzero()[:, 0].tolist()
+    evaluate = loss_and_gradient(model, images)
+    rows = torch.arange(len(images), device=images.device)
+    columns = []
+    for i in free:
+        step = torch.zeros_like(alpha[:1])
+        step[0, i] = unit[i] * _CURVATURE_STEP
+        change = evaluate(rows, alpha + step)[1] - evaluate(rows, alpha - step)[1]
+        columns.append((change[:, free] * unit[free] / (2 * _CURVATURE_STEP)).nan_to_num())
+    hessian = torch.stack(columns, dim=2).double()
+    return (hessian + hessian.transpose(1, 2)) / 2
+
+
+def typical_metric(model: AVAE, images: Tensor) -> Tensor:
+    """Return the inverse Hessian that refinement begins with, of shape (n_params, n_params): that of canonical images.
+
+    The geometric mean (of matrices: the mean of logarithms) of the images' own at the identity, in which those of
+    strong and of weak curvature have equal say; 0 for frozen parameters.
+    """
+    alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
+    free = step_units(model, alpha).nonzero()[:, 0]
+    metric = images.new_zeros(alpha.shape[1], alpha.shape[1])
+    if len(free):
+        eigenvalues, vectors = torch.linalg.eigh(curvature(model, images, alpha))
+        logs = eigenvalues.clamp(min=_FLATTEST).log()
+        mean = (vectors @ (logs[:, :, None] * vectors.transpose(1, 2))).mean(dim=0)
+        metric[free[:, None], free] = torch.linalg.matrix_exp(-mean).to(metric)
+    return metric
+
+
 def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     """Return standard deviations of poses, from the curvature of ELBO plus log prior at the optimum.
 
-    The covariance is the inverse Hessian (Laplace's approximation), which is taken by central differences of the
-    gradient over steps in which the kinks of the interpolation average out. Where the ELBO is flat the deviation is
-    that of the prior; where the prior is flat too, that of the uniform distribution on the circle for an angle, else 1.
+    The covariance is the inverse Hessian (Laplace's approximation), see `curvature`. Where the ELBO is flat the
+    deviation is that of the prior; where the prior is flat too, that of the uniform distribution on the circle for an
+    angle, else 1.
 
     Parameters
     ----------
@@ -642,17 +780,8 @@ def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     deviation = torch.zeros_like(alpha)
     if not free:
         return deviation
-    evaluate = loss_and_gradient(model, images)
-    rows = torch.arange(len(images), device=images.device)
     steps = alpha.new_tensor(unit)[free]
-    columns = []
-    for i in free:
-        step = torch.zeros_like(alpha[:1])
-        step[0, i] = unit[i] * _CURVATURE_STEP
-        change = evaluate(rows, alpha + step)[1] - evaluate(rows, alpha - step)[1]
-        columns.append((change[:, free] * steps / (2 * _CURVATURE_STEP)).nan_to_num())
-    hessian = torch.stack(columns, dim=2).double()
-    eigenvalues, vectors = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
+    eigenvalues, vectors = torch.linalg.eigh(curvature(model, images, alpha))
     widest = steps.new_tensor([min(model.scale[i], _WIDEST.get(names[i], 1.0)) for i in free])
     # No direction is wider than the widest parameter, so that a flat one does not swamp the others.
     flattest = float((steps / widest).square().min())

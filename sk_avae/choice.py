@@ -1,15 +1,17 @@
-"""What `fit` learns for choosing between hypotheses: critic, temperature, spread of poses and gate."""
+"""What `fit` learns for the search: where to start, and how to choose between what was found."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .alignment import AVAE, is_constant
+from .alignment import AVAE, is_constant, screen, typical_metric
 from .critic import Critic, Search, align_in_parts, calibrate, critic_scores_in_blocks, find_hypotheses, pose_spread
-from .net import train_critic
+from .net import train_critic, train_proposer
 from .persistence import global_generator
+from .proposer import Proposer, Starts
 from .starts import Moments, random_poses
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
@@ -17,6 +19,13 @@ _N_HELD_OUT = 1000
 _N_SHOWN = 30_000
 _PIXELS_SHOWN = 2**27
 _FEWEST_HELD_OUT = 25
+N_IMAGES = _N_HELD_OUT + _N_SHOWN  # more are not looked at
+
+# Images whose curvature is measured.
+_N_CURVED = 256
+
+# Share of training images that score less at their proposals, and are given the whole table.
+_UNSURE = 0.01
 
 # Share of upright training images that an "auto" gate lets move.
 _FALSE_ALARMS = 0.01
@@ -26,10 +35,12 @@ _QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
 
 
 class Choice(NamedTuple):
-    """What helps to choose between hypotheses, learned on training images in known poses.
+    """What helps the search, learned on training images in known poses.
 
     Attributes
     ----------
+    proposer : Proposer or None
+        Trained; None if there was to be none.
     critic : Critic or None
         Trained, and scaled to nats; None if there was to be none.
     temperature : float
@@ -40,6 +51,7 @@ class Choice(NamedTuple):
         Gain of the score, in nats, that 1 % of upright images exceed.
     """
 
+    proposer: Proposer | None
     critic: Critic | None
     temperature: float
     spread: Tensor
@@ -51,12 +63,14 @@ def learn_to_choose(
     images: Tensor,
     typical: Moments | None,
     *,
+    with_proposer: bool,
     with_critic: bool,
     search: Search,
+    max_epochs: int,
     generator: torch.Generator,
     verbose: int,
 ) -> Choice | None:
-    """Learn to choose between hypotheses from canonical images that are perturbed by known poses.
+    """Learn to propose poses and to choose between hypotheses from canonical images, perturbed by known poses.
 
     The critic learns from the hypotheses of a quick search in which the truth takes part; its scale, the temperature,
     the spread of poses and the gate are fitted to what the real search finds for images that the critic has not seen
@@ -70,14 +84,16 @@ def learn_to_choose(
         Training images; constant ones are left out.
     typical : Moments or None
         See `starts.starting_poses`.
-    with_critic : bool
-        Whether there is to be a critic.
+    with_proposer, with_critic : bool
+        Whether there is to be a proposer, and a critic.
     search : Search
         The one that the hypotheses will come from.
+    max_epochs : int
+        Of the proposer, at most.
     generator : torch.Generator
         On the CPU: draws images, poses and the critic's training.
     verbose : int
-        Prints a line per epoch of the critic if positive.
+        Prints a line per epoch of proposer and critic if positive.
 
     Returns
     -------
@@ -90,27 +106,34 @@ def learn_to_choose(
         return None
     usable = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
     held_out = images[usable[:n_held_out]]
-    critic = None
+    n_shown = min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // held_out[0].numel()))
+    shown = images[usable[n_held_out : n_held_out + n_shown]]
+    starts, critic, proposer = Starts(typical), None, None
+    if with_proposer:
+        proposer = _trained_proposer(model, shown, typical, max_epochs, generator=generator, verbose=verbose)
+        proposer.metric.copy_(typical_metric(model, held_out[:_N_CURVED]))
+        model, starts = replace(model, metric=proposer.metric), Starts(typical, proposer)
     if with_critic:
-        n_shown = min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // held_out[0].numel()))
-        shown = images[usable[n_held_out : n_held_out + n_shown]]
-        critic = _trained_critic(model, shown, typical, generator=generator, verbose=verbose)
+        critic = _trained_critic(model, shown, starts, generator=generator, verbose=verbose)
     true = random_poses(n_held_out, model.family, model.scale, generator).to(images.device)
     # One hypothesis is no choice to learn from.
     several = search._replace(n_refine=max(2, search.n_refine))
-    found = find_hypotheses(model, held_out, typical, several, true=true)
+    found = find_hypotheses(model, held_out, starts, several, true=true)
     if critic is not None:
         critic.scale.fill_(calibrate(critic_scores_in_blocks(model, critic, found), found.log_joint, found.right)[1])
         # Again with the critic's say in the search itself.
         model = replace(model, critic=critic)
-        found = find_hypotheses(model, held_out, typical, several, true=true)
+        found = find_hypotheses(model, held_out, starts, several, true=true)
     scores = torch.zeros_like(found.log_joint) if critic is None else critic_scores_in_blocks(model, critic, found)
     temperature, weight = calibrate(scores, found.log_joint, found.right)
     if critic is not None:
         critic.scale.mul_(weight)
     best = (found.log_joint + weight * scores).argmax(dim=1)
-    gains = torch.cat([part.gain for part in align_in_parts(model, held_out, typical, search)])
+    gains = torch.cat([part.gain for part in align_in_parts(model, held_out, starts, search)])
+    if proposer is not None:
+        proposer.floor.copy_(_first_scores(model, found.images, starts, search.n_restarts).quantile(_UNSURE))
     return Choice(
+        proposer=proposer,
         critic=critic,
         temperature=temperature,
         spread=pose_spread(model, found, best, true),
@@ -118,15 +141,45 @@ def learn_to_choose(
     )
 
 
+def _first_scores(model: AVAE, images: Tensor, starts: Starts, n_restarts: int) -> Tensor:
+    """Return the best score of each image at the restarts that are screened first, of shape (n,)."""
+    best = []
+    for some in images.split(_N_CURVED):  # type: ignore[no-untyped-call]
+        restarts = starts.of(model, some, n_restarts)
+        best.append(screen(model, some, restarts.alpha, restarts.first).amax(dim=1))
+    return torch.cat(best)
+
+
+def _seeded(generator: torch.Generator, device: torch.device) -> AbstractContextManager[None]:
+    """First weights and dropout draw from torch's global generator: seed it for a while."""
+    return global_generator(int(torch.randint(2**31, (), generator=generator)), device)
+
+
+def _trained_proposer(
+    model: AVAE, images: Tensor, typical: Moments | None, max_epochs: int, *, generator: torch.Generator, verbose: int
+) -> Proposer:
+    with _seeded(generator, images.device):
+        proposer = Proposer((images.shape[1], images.shape[2], images.shape[3]), model.family).to(images.device)
+        train_proposer(
+            proposer,
+            model,
+            images,
+            typical,
+            max_epochs=max_epochs,
+            generator=generator,
+            device=images.device,
+            verbose=verbose,
+        )
+    return proposer.eval()
+
+
 def _trained_critic(
-    model: AVAE, images: Tensor, typical: Moments | None, *, generator: torch.Generator, verbose: int
+    model: AVAE, images: Tensor, starts: Starts, *, generator: torch.Generator, verbose: int
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
     true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
-    shown = find_hypotheses(model, images, typical, _QUICK_SEARCH, true=true, show_truth=True)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    # First weights and dropout draw from torch's global generator.
-    with global_generator(seed, images.device):
+    shown = find_hypotheses(model, images, starts, _QUICK_SEARCH, true=true, show_truth=True)
+    with _seeded(generator, images.device):
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)
         learned = train_critic(critic, model, shown, generator=generator, device=images.device, verbose=verbose)
     return critic.eval() if learned else None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .affine import compose, identity_matrix, invert, wrap_angle
 from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, pose_deviation, repeats
-from .starts import Moments, starting_poses
+from .proposer import Starts
 from .vae import EvenLinear
 
 # A hypothesis is right if what it leaves of the true transform is nearer to the identity than this (Frobenius norm of
@@ -119,7 +119,7 @@ def is_right(found: Tensor, true: Tensor) -> Tensor:
 
 
 def align_in_parts(
-    model: AVAE, images: Tensor, typical: Moments | None, search: Search, extra: Tensor | None = None
+    model: AVAE, images: Tensor, starts: Starts, search: Search, extra: Tensor | None = None
 ) -> Iterator[AlignmentResult]:
     """Align images, some at a time.
 
@@ -127,18 +127,17 @@ def align_in_parts(
     ----------
     model : AVAE
     images : Tensor of shape (n, n_channels, height, width)
-    typical : Moments or None
-        See `starts.starting_poses`.
+    starts : Starts
     search : Search
     extra : Tensor of shape (n, n_params) or None, default=None
         One more restart of each image.
     """
     for rows in _parts(images):
         some = images[rows]
-        starts = starting_poses(some, model.background, typical, search.n_restarts, model.family, model.scale)
+        restarts = starts.of(model, some, search.n_restarts)
         if extra is not None:
-            starts = torch.cat([starts, extra[rows, None]], dim=1)
-        yield align(model, some, starts, n_refine=search.n_refine, max_iter=search.max_iter, tol=search.tol)
+            restarts = restarts.with_one_more(extra[rows])
+        yield align(model, some, restarts, n_refine=search.n_refine, max_iter=search.max_iter, tol=search.tol)
 
 
 def _parts(images: Tensor) -> Iterator[slice]:
@@ -148,7 +147,7 @@ def _parts(images: Tensor) -> Iterator[slice]:
 
 
 def find_hypotheses(
-    model: AVAE, images: Tensor, typical: Moments | None, search: Search, *, true: Tensor, show_truth: bool = False
+    model: AVAE, images: Tensor, starts: Starts, search: Search, *, true: Tensor, show_truth: bool = False
 ) -> Hypotheses:
     """Perturb canonical images by known poses and align them.
 
@@ -156,8 +155,7 @@ def find_hypotheses(
     ----------
     model : AVAE
     images : Tensor of shape (n, n_channels, height, width)
-    typical : Moments or None
-        See `starts.starting_poses`.
+    starts : Starts
     search : Search
     true : Tensor of shape (n, n_params)
         The poses to perturb by.
@@ -172,7 +170,7 @@ def find_hypotheses(
     perturbed = torch.empty_like(images)
     for rows in _parts(images):
         perturbed[rows] = model.canonical(images[rows], invert(truth[rows]))
-    results = align_in_parts(model, perturbed, typical, search, true if show_truth else None)
+    results = align_in_parts(model, perturbed, starts, search, true if show_truth else None)
     found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
     alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     n, k, n_params = alpha.shape

@@ -9,6 +9,7 @@ Nocedal & Wright (2006), "Numerical Optimization", algorithms 3.1 (backtracking)
 update) and 6.20 (its first scaling).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -38,45 +39,85 @@ class _State:
 
 
 _SUFFICIENT_DECREASE = 1e-4
-_LARGEST_STEP = 2.0
+_LARGEST_STEP = 1.0
 _FIRST_STEP = 0.4
 # Interpolation puts kinks into the ELBO, at which no slope ever vanishes: a row whose steps have become this
 # short sits on one.
 _SMALLEST_STEP = 1e-3
+# A row is held to fall by at most so many times what its quadratic model promises.
+_OPTIMISM = 2.0
 
 
-def _bfgs(inverse_hessian: Tensor, s: Tensor, y: Tensor, fresh: Tensor) -> Tensor:
-    """Update inverse Hessians of shape (n, p, p) with steps `s` and gradient changes `y` of shape (n, p)."""
+def _bfgs(inverse_hessian: Tensor, s: Tensor, y: Tensor, first: Tensor) -> Tensor:
+    """Update inverse Hessians of shape (n, p, p) with steps `s` and gradient changes `y` of shape (n, p).
+
+    Where `first` (of shape (n,)) the identity is scaled to the curvature before it is updated.
+    """
     curvature = (s * y).sum(dim=1)
     usable = curvature > 1e-10
     rho = torch.where(usable, 1 / curvature.where(usable, curvature.new_ones(())), 0)[:, None, None]
     size = curvature / y.square().sum(dim=1).clamp(min=1e-30)
     identity = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
-    first = (fresh & usable)[:, None, None]
-    inverse_hessian = torch.where(first, size[:, None, None] * identity, inverse_hessian)
+    inverse_hessian = torch.where((first & usable)[:, None, None], size[:, None, None] * identity, inverse_hessian)
     left = identity - rho * s[:, :, None] * y[:, None, :]
     updated = left @ inverse_hessian @ left.transpose(1, 2) + rho * s[:, :, None] * s[:, None, :]
     return torch.where(usable[:, None, None], updated, inverse_hessian)
 
 
-def _aim(state: _State) -> None:
+def _aim(state: _State, metric: Tensor) -> None:
     """Set direction, slope and a full step from gradient and inverse Hessian, within the step limit."""
     direction = -(state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0]
     # Rounding can spoil an inverse Hessian: one that no longer points downhill is given up.
     uphill = (direction * state.gradient).sum(dim=1) >= 0
-    direction = torch.where(uphill[:, None], -state.gradient, direction)
+    state.inverse_hessian = torch.where(uphill[:, None, None], metric, state.inverse_hessian)
+    direction = -(state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0]
     state.fresh = state.fresh | uphill
     length = direction.norm(dim=1, keepdim=True)
     limit = torch.where(state.fresh[:, None], _FIRST_STEP, _LARGEST_STEP)
-    # The first inverse Hessian is arbitrary, so the first step has a length of its own.
+    # The first inverse Hessian is not the row's own, so the first step has a length of its own.
     stretch = torch.where(state.fresh[:, None] | (length > limit), limit / length.clamp(min=1e-30), 1.0)
     state.direction = direction * stretch
     state.slope = (state.direction * state.gradient).sum(dim=1)
     state.step = torch.ones_like(state.slope)
 
 
+@dataclass(frozen=True)
+class Race:
+    """Rows that compete: one that has no hope of coming near the best of its group is given up.
+
+    Attributes
+    ----------
+    group : Tensor of shape (n,)
+        Number of each row's group, counted from 0.
+    handicap : Tensor of shape (n,)
+        Added to the losses before they are compared.
+    margin : float
+        How far behind is hopeless.
+    """
+
+    group: Tensor
+    handicap: Tensor
+    margin: float
+
+    def hopeless(self, state: _State, best_loss: Tensor) -> Tensor:
+        """Tell which unfinished rows are, from the best loss so far of all rows."""
+        total = (best_loss + self.handicap).nan_to_num(nan=math.inf)
+        leader = total.new_full((int(self.group.max()) + 1,), math.inf)
+        leader = leader.scatter_reduce(0, self.group, total, "amin")
+        promise = 0.5 * ((state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0] * state.gradient).sum(dim=1)
+        reach = state.loss - _OPTIMISM * promise.clamp(min=0) + self.handicap[state.row]
+        return reach > leader[self.group[state.row]] + self.margin
+
+
 def refine(
-    loss_and_gradient: ValueAndGradient, alpha: Tensor, unit: Tensor, *, max_iter: int, tol: float
+    loss_and_gradient: ValueAndGradient,
+    alpha: Tensor,
+    unit: Tensor,
+    *,
+    max_iter: int,
+    tol: float,
+    metric: Tensor | None = None,
+    race: Race | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Minimise a loss from many starting points at once: BFGS with a state per row.
 
@@ -96,6 +137,11 @@ def refine(
         Evaluations per row after the first.
     tol : float
         Promised decrease of the loss, in nats, below which a row has converged.
+    metric : Tensor of shape (n_params, n_params) or None, default=None
+        Inverse Hessian that every row begins with, of a loss over parameters in units of `unit`; None begins with the
+        identity, which the first step scales.
+    race : Race or None, default=None
+        Ends hopeless rows early; None refines every row to its end.
 
     Returns
     -------
@@ -104,6 +150,7 @@ def refine(
     n_iter : Tensor of shape (n,)
         Evaluations after the first.
     converged : Tensor of shape (n,)
+        Not so if given up.
 
     References
     ----------
@@ -111,6 +158,8 @@ def refine(
     """
     n, p = alpha.shape
     row = torch.arange(n, device=alpha.device)
+    scaled = metric is None
+    metric = torch.eye(p, dtype=alpha.dtype, device=alpha.device) if metric is None else metric.to(alpha)
     loss, gradient = loss_and_gradient(row, alpha)
     best_alpha, best_loss = alpha.clone(), loss.clone()
     n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
@@ -120,13 +169,15 @@ def refine(
         alpha=alpha,
         loss=loss,
         gradient=gradient * unit,
-        inverse_hessian=torch.eye(p, dtype=alpha.dtype, device=alpha.device).repeat(n, 1, 1),
+        inverse_hessian=metric.repeat(n, 1, 1),
         direction=torch.zeros_like(alpha),
         slope=torch.zeros_like(loss),
         step=torch.ones_like(loss),
         fresh=torch.ones(n, dtype=torch.bool, device=alpha.device),
     )
-    _aim(state)
+    _aim(state, metric)
+    if race is not None:
+        state.keep(~race.hopeless(state, best_loss))
     for _ in range(max_iter):
         if not len(state.row):
             break
@@ -135,12 +186,14 @@ def refine(
         n_iter[state.row] += 1
         accepted = loss <= state.loss + _SUFFICIENT_DECREASE * state.step * state.slope
         shorter = _shorter_step(state, loss)
-        _move(state, accepted, trial, loss, gradient * unit)
+        _move(state, accepted, trial, loss, gradient * unit, metric, scaled)
         state.step = torch.where(accepted, state.step, shorter)
         best_alpha[state.row], best_loss[state.row] = state.alpha, state.loss
         length = state.step * state.direction.norm(dim=1)
         done = (-state.slope * state.step < tol) | (length < _SMALLEST_STEP)
         converged[state.row] = done
+        if race is not None:
+            done = done | race.hopeless(state, best_loss)
         state.keep(~done)
     return best_alpha, best_loss, n_iter, converged
 
@@ -153,18 +206,20 @@ def _shorter_step(state: _State, loss: Tensor) -> Tensor:
     return state.step * fraction
 
 
-def _move(state: _State, accepted: Tensor, alpha: Tensor, loss: Tensor, gradient: Tensor) -> None:
+def _move(
+    state: _State, accepted: Tensor, alpha: Tensor, loss: Tensor, gradient: Tensor, metric: Tensor, scaled: bool
+) -> None:
     """Take the accepted trials as the new points and aim anew; the other rows stay as they are."""
     column = accepted[:, None]
     s = state.step[:, None] * state.direction
-    updated = _bfgs(state.inverse_hessian, s, gradient - state.gradient, state.fresh)
+    updated = _bfgs(state.inverse_hessian, s, gradient - state.gradient, state.fresh & scaled)
     old_direction, old_slope, old_step = state.direction, state.slope, state.step
     state.inverse_hessian = torch.where(column[:, :, None], updated, state.inverse_hessian)
     state.alpha = torch.where(column, alpha, state.alpha)
     state.loss = torch.where(accepted, loss, state.loss)
     state.gradient = torch.where(column, gradient, state.gradient)
     state.fresh = state.fresh & ~accepted
-    _aim(state)
+    _aim(state, metric)
     state.direction = torch.where(column, state.direction, old_direction)
     state.slope = torch.where(accepted, state.slope, old_slope)
     state.step = torch.where(accepted, state.step, old_step)

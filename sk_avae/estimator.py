@@ -45,11 +45,12 @@ from .alignment import (
     pose_deviation,
     prior_scale,
 )
-from .choice import learn_to_choose
+from .choice import N_IMAGES, learn_to_choose
 from .critic import Critic, Search
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
-from .starts import Moments, mean_moments, starting_poses
-from .vae import MODULES, check_methods, check_shapes
+from .proposer import Proposer, Starts
+from .starts import Moments, mean_moments
+from .vae import MODULES, check_methods, check_shapes, fused
 
 
 def _is_free(family: str, scale: tuple[float, ...]) -> bool:
@@ -72,13 +73,14 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Which pose parameters are free: angle; angle, tx, ty; angle, log_scale, tx, ty; angle, log_scale_x,
         log_scale_y, shear; the last with tx, ty.
     n_restarts : int, default=16
-        Starting poses screened per image, the identity among them. The first k of a longer table are the
-        table of k. 16 angles are plenty for rotation; the other families gain from 64 and more.
+        Starting poses screened per image at most, the identity among them. With learned starts most images need only
+        those. Without, 16 angles are plenty for rotation and the other families gain from 64 and more. The first
+        k of a longer table are the table of k.
     n_refine : int, default=2
         Distinct restarts refined per image.
     max_iter : int, default=100
         Evaluations per refined restart.
-    tol : float, default=1e-2
+    tol : float, default=5e-2
         Promised gain, in nats, below which a refinement has converged.
     alpha_prior : {"auto"}, dict or None, default="auto"
         Prior on the pose. "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
@@ -87,6 +89,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         A finite one on the angle is that of a von Mises distribution. None is flat everywhere, as in the paper.
     allow_reflection : bool, default=False
         Whether the family holds the mirrored images too: alpha then has one more column, `reflected`, 0 or 1.
+    learned_starts : bool, default=True
+        Whether `fit` trains a small network, on perturbed training images (100 or more), that proposes starting poses.
+        The ELBO decides between them as between others. Images for which the proposals are uncertain or poor are
+        screened at all `n_restarts`. False turns it off later, too.
     critic : bool, default=True
         Whether `fit` trains a small network to tell right poses from wrong ones, on what alignment finds for perturbed
         training images (100 or more); it then has a say in which restarts are refined and which refined pose is best.
@@ -140,12 +146,12 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Where to compute.
     random_state : int, RandomState instance or None, default=None
         Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of z in
-        training, what the critic is trained on and how, and `sample`. The global random states are left as they
-        are. Alignment draws nothing.
+        training, what critic and learned starts are trained on and how, and `sample`. The global random states are
+        left as they are. Alignment draws nothing.
     memory : str, joblib.Memory or None, default=None
         Where trained weights are kept, so that equal images and settings are not trained again: a grid over
-        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The critic
-        depends on the search and is trained anew. Not used with `callbacks` or without an int `random_state`. Clear it
+        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). Critic
+        and learned starts are trained anew. Not used with `callbacks` or without an int `random_state`. Clear it
         after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
@@ -172,6 +178,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     alpha_ : ndarray of shape (n_samples, n_params)
         With `align_training`, the poses of the training images, in the units of `transform`'s; found once more by the
         whole search when the weights were final.
+    proposer_ : nn.Module or None
+        The network that proposes starting poses; None without learned starts, or where there were too few images.
     critic_ : nn.Module or None
         The trained critic; None without one, or where there were too few images to train it.
     temperature_ : float
@@ -208,9 +216,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         n_restarts: int = 16,
         n_refine: int = 2,
         max_iter: int = 100,
-        tol: float = 1e-2,
+        tol: float = 5e-2,
         alpha_prior: str | Mapping[str, float] | None = "auto",
         allow_reflection: bool = False,
+        learned_starts: bool = True,
         critic: bool = True,
         min_gain: float | str = 0.0,
         align_training: bool = False,
@@ -242,6 +251,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.tol = tol
         self.alpha_prior = alpha_prior
         self.allow_reflection = allow_reflection
+        self.learned_starts = learned_starts
         self.critic = critic
         self.min_gain = min_gain
         self.align_training = align_training
@@ -312,16 +322,15 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             self.moments_: tuple[NDArray[Any], ...] | None = tuple(map(np.array, trained.moments))
             self._recipe, self._likelihood_recipe = recipe, likelihood_recipe
             self._choose_as_told()
-            if self.align_training:
-                self.alpha_ = self._align(rows, min_gain=0.0).alpha
-                chunks = image_format.chunks(len(rows))
-                pose = torch.cat([self._pose_to_model(self.alpha_[chunk]) for chunk in chunks])
-                images = canonical_images(self._model(), images, pose)
-            elif hasattr(self, "alpha_"):
-                del self.alpha_  # of an earlier fit
             generator = torch.Generator()
             generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
+            if self.align_training:
+                images = self._some_canonical_images(rows, images, generator)
             self._learn_to_choose(images, generator)
+            if self.align_training:
+                self.alpha_ = self._align(rows, min_gain=0.0).alpha
+            elif hasattr(self, "alpha_"):
+                del self.alpha_  # of an earlier fit
         return self
 
     def _trained(
@@ -394,7 +403,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
-        for name in ("allow_reflection", "critic", "align_training"):
+        for name in ("allow_reflection", "learned_starts", "critic", "align_training"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         check_family(self.family)
@@ -454,10 +463,19 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _choose_as_told(self) -> None:
         """Choose by ELBO and prior alone: what holds until something is learned."""
+        self.proposer_: Any = None
         self.critic_: nn.Module | None = None
         self.temperature_ = 1.0
         self.pose_spread_: dict[str, float] = {}
         self.min_gain_: float | None = None
+
+    def _some_canonical_images(self, rows: NDArray[Any], images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return as many training images in the common pose as something can be learned from."""
+        some = torch.randperm(len(rows), generator=generator)[:N_IMAGES].sort().values
+        alpha = self._align(rows[some.numpy()], min_gain=0.0).alpha
+        chunks = self.image_format_.chunks(len(alpha))
+        pose = torch.cat([self._pose_to_model(alpha[chunk]) for chunk in chunks])
+        return canonical_images(self._model(), images[some.to(images.device)], pose)
 
     def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
         """Learn what helps to choose between hypotheses, and the gate, from training images."""
@@ -469,12 +487,15 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 model,
                 images,
                 self._typical_moments(),
+                with_proposer=self.learned_starts,
                 with_critic=self.critic,
                 search=Search(self.n_restarts, self.n_refine, self.max_iter, self.tol),
+                max_epochs=2 * self.max_epochs,
                 generator=generator,
                 verbose=self.verbose,
             )
             if choice is not None:
+                self.proposer_ = choice.proposer and persistence.freeze(choice.proposer, images.device)
                 self.critic_ = choice.critic and persistence.freeze(choice.critic, images.device)
                 self.temperature_, self.min_gain_ = choice.temperature, choice.gate
                 spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
@@ -707,15 +728,28 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:
+        scale = self._frame_scale(self.image_format_)
+        proposer = self._proposer_for(scale)
         return AVAE(
-            self.module_,
+            fused(self.module_),
             self.likelihood_,
             self._family,
             self.image_format_.model_background(self._device()),
-            scale=self._frame_scale(self.image_format_),
+            scale=scale,
             padding=self.image_format_.padding,
             critic=self.critic_ if self.critic else None,
+            metric=None if proposer is None else proposer.metric,
         )
+
+    def _proposer_for(self, scale: tuple[float, ...]) -> Any:
+        """Return the proposer, if it is wanted and knows the family and the free parameters that are set now."""
+        proposer = self.proposer_ if self.learned_starts else None
+        if proposer is None or proposer.family != self._family:
+            return None
+        known = (proposer.metric.diagonal() > 0).tolist()
+        names = parameters_of(self._family)
+        unknown = any(s > 0 and not k for s, k, name in zip(scale, known, names, strict=True) if name != REFLECTED)
+        return None if unknown else proposer
 
     def _frame_scale(self, image_format: ImageFormat) -> tuple[float, ...]:
         """Return the prior's standard deviations in units of the frame."""
@@ -734,7 +768,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return with_reflection(self.family) if self.allow_reflection else self.family
 
     def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
-        model, typical = self._model(), self._typical_moments()
+        model = self._model()
+        starts = Starts(self._typical_moments(), self._proposer_for(model.scale))
         chunks = []
         with tqdm(total=len(rows), desc="Aligning", unit="image", disable=self.verbose <= 0) as progress:
             for chunk in self.image_format_.chunks(len(rows)):
@@ -742,7 +777,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 result = align(
                     model,
                     images,
-                    starting_poses(images, model.background, typical, self.n_restarts, self._family, model.scale),
+                    starts.of(model, images, self.n_restarts),
                     n_refine=self.n_refine,
                     max_iter=self.max_iter,
                     tol=self.tol,
@@ -977,8 +1012,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         state["_sk_avae_version"] = __version__
         if "module_" in state:
             state["_device"] = str(self._device())
-            for name in ("module_", "likelihood_", "critic_"):
+            for name in ("module_", "likelihood_", "critic_", "proposer_"):
                 state[name] = None if state[name] is None else persistence.to_arrays(state[name])
+            if self.proposer_ is not None:
+                state["proposer_"] = state["proposer_"], self.proposer_.family
             for name in ("_recipe", "_likelihood_recipe"):
                 state[name] = {**state[name], "module": persistence.pack(state[name]["module"])}
         for name in ("module", "likelihood"):
@@ -996,9 +1033,13 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             device = persistence.available_device(state.pop("_device"))
             state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
             state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)
+            shape = state["image_format_"].frame_shape
             if state.get("critic_") is not None:
-                recipe = {"module": Critic, "arguments": {"image_shape": state["image_format_"].frame_shape}}
+                recipe = {"module": Critic, "arguments": {"image_shape": shape}}
                 state["critic_"] = persistence.rebuild(recipe, state["critic_"], device)
+            arrays, family = state.get("proposer_") or (None, None)
+            recipe = {"module": Proposer, "arguments": {"image_shape": shape, "family": family}}
+            state["proposer_"] = arrays and persistence.rebuild(recipe, arrays, device)
         super().__setstate__(state)
 
 

@@ -21,14 +21,21 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from .affine import invert
 from .alignment import AVAE
 from .critic import Critic, Hypotheses, choice_loss, critic_scores
 from .joint import TrainingPoses
+from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
+from .starts import Moments, random_poses
 
 _CRITIC_EPOCHS = 6
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
 _CRITIC_LR = 4e-3
+_PROPOSER_BATCH = 256
+_PROPOSER_PIXELS = 2**22  # in a batch
+_PROPOSER_IMAGES = 450_000  # in all epochs together
+_PROPOSER_LR = 3e-3
 
 
 class TensorBatches:
@@ -355,31 +362,148 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
-    batch_size = max(8, min(_CRITIC_BATCH, _CRITIC_PIXELS // pixels_per_image))
-    n_steps = _CRITIC_EPOCHS * -(-len(dataset) // batch_size)
-    schedule = LRScheduler(
-        torch.optim.lr_scheduler.OneCycleLR,
-        max_lr=_CRITIC_LR,
-        total_steps=n_steps + 1,
-        step_every="batch",
-        event_name=None,
-    )
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step
         model=model,
-        optimizer=torch.optim.AdamW,
-        optimizer__weight_decay=1e-2,
-        optimizer__fused=True,
-        lr=_CRITIC_LR,
-        max_epochs=_CRITIC_EPOCHS,
-        batch_size=batch_size,
-        iterator_train=TensorBatches,
-        iterator_train__generator=generator,
-        train_split=None,
-        callbacks=[schedule, *([EpochTimer(), PrintLog()] if verbose else [])],
-        device=device,
-        verbose=verbose,
+        **_one_cycle(
+            n_images=len(dataset),
+            batch_size=max(8, min(_CRITIC_BATCH, _CRITIC_PIXELS // pixels_per_image)),
+            max_epochs=_CRITIC_EPOCHS,
+            lr=_CRITIC_LR,
+            generator=generator,
+            device=device,
+            verbose=verbose,
+        ),
     )
     _run(net, dataset, critic.parameters())
     return True
+
+
+def _one_cycle(
+    *,
+    n_images: int,
+    batch_size: int,
+    max_epochs: int,
+    lr: float,
+    generator: torch.Generator,
+    device: torch.device,
+    verbose: int,
+) -> dict[str, Any]:
+    """Return the settings of a skorch net that trains by AdamW with one cycle of the learning rate."""
+    schedule = LRScheduler(
+        torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=lr,
+        total_steps=max_epochs * -(-n_images // batch_size) + 1,
+        step_every="batch",
+        event_name=None,
+    )
+    return {
+        "optimizer": torch.optim.AdamW,
+        "optimizer__weight_decay": 1e-2,
+        "optimizer__fused": True,
+        "lr": lr,
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "iterator_train": TensorBatches,
+        "iterator_train__generator": generator,
+        "train_split": None,
+        "callbacks": [schedule, *([EpochTimer(), PrintLog()] if verbose else [])],
+        "device": device,
+        "verbose": verbose,
+    }
+
+
+class _ProposerNet(NeuralNet):
+    """A skorch net that learns to propose poses of images that it perturbs itself.
+
+    Parameters
+    ----------
+    model : AVAE
+        Warps images.
+    typical : Moments or None
+        See `proposer.moment_pose`.
+    draws : torch.Generator
+        On the CPU: draws the poses.
+    *args, **kwargs
+        Of `skorch.NeuralNet`.
+    """
+
+    def __init__(self, *args: Any, model: AVAE, typical: Moments | None, draws: torch.Generator, **kwargs: Any) -> None:
+        self.model = model
+        self.typical = typical
+        self.draws = draws
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [("train_loss", PassthroughScoring("train_loss", on_train=True)), ("finite", _StopOnDivergence())]
+
+    def train_step_single(self, batch: tuple[tuple[Tensor], None], **fit_params: Any) -> dict[str, Any]:
+        """Compute the loss of a batch in new poses, and its gradient."""
+        self._set_training(True)
+        ((images,), _), model = batch, self.model
+        with torch.no_grad():
+            alpha = random_poses(len(images), model.family, model.scale, self.draws).to(images)
+            perturbed = model.canonical(images, invert(model.matrix(alpha, images)))
+            base = moment_pose(model, perturbed, self.typical)
+            rest = rest_of(model, perturbed, base, alpha)
+            seen = without_moments(model, perturbed, base)
+        loss = proposal_loss(self.module_, model, seen, rest)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), "y_pred": None}
+
+
+def train_proposer(
+    proposer: Proposer,
+    model: AVAE,
+    images: Tensor,
+    typical: Moments | None,
+    *,
+    max_epochs: int,
+    generator: torch.Generator,
+    device: torch.device,
+    verbose: int,
+) -> None:
+    """Train a proposer in place on images in their canonical pose, each perturbed anew in every epoch.
+
+    AdamW with one cycle of the learning rate.
+
+    Parameters
+    ----------
+    proposer : Proposer
+        Trained in place, and left in training mode.
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+        See `proposer.moment_pose`.
+    max_epochs : int
+        Passes over the images at most; many images take fewer.
+    generator : torch.Generator
+        On the CPU: draws order and poses.
+    device : torch.device
+    verbose : int
+        Prints a line per epoch if positive.
+
+    Raises
+    ------
+    ValueError
+        If the loss or a weight becomes infinite or not a number.
+    """
+    net = _ProposerNet(
+        proposer,
+        nn.Identity,
+        model=model,
+        typical=typical,
+        draws=generator,
+        **_one_cycle(
+            n_images=len(images),
+            batch_size=max(8, min(_PROPOSER_BATCH, _PROPOSER_PIXELS // images[0].numel())),
+            max_epochs=max(1, min(max_epochs, _PROPOSER_IMAGES // len(images))),
+            lr=_PROPOSER_LR,
+            generator=generator,
+            device=device,
+            verbose=verbose,
+        ),
+    )
+    _run(net, TensorDataset(images), proposer.parameters())

@@ -221,6 +221,14 @@ def moment_proposals(
     return alpha * alpha.new_tensor([float(s > 0) for s in scale])
 
 
+def moves(images: Tensor, family: str, scale: tuple[float, ...]) -> bool:
+    """Tell whether a family does more than turn images, so that their moments say something of the pose."""
+    more = any(
+        name not in ("angle", REFLECTED) and s > 0 for name, s in zip(parameters_of(family), scale, strict=False)
+    )
+    return more and images.shape[2] > 1 and images.shape[3] > 1
+
+
 def _rotation(angle: float, like: Tensor) -> Tensor:
     """Return the matrix that turns counter-clockwise as seen on the screen, where y points down."""
     return like.new_tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -266,8 +274,7 @@ def starting_poses(
     names = parameters_of(family)
     if names[-1] == REFLECTED:
         return _mirrored_too(images, background, typical, n_restarts, without_reflection(family), scale[:-1])
-    moves = any(name != "angle" and s > 0 for name, s in zip(names, scale, strict=True))
-    if typical is None or not moves or images.shape[2] == 1 or images.shape[3] == 1:
+    if typical is None or not moves(images, family, scale):
         return restart_table(n_restarts, family, scale).to(images).expand(len(images), -1, -1)
     from_moments = [i >= _N_PURE_TURNS and i % 3 != 0 for i in range(n_restarts)]
     n_proposals = sum(from_moments)

@@ -14,12 +14,15 @@ Kingma & Welling (2013), "Auto-Encoding Variational Bayes"; Bidart & Wong (2019)
 after Schott et al. (2018).
 """
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Matrix products whose sides are no multiple of this round a row by its place in the block on some processors.
 _EVEN_WIDTH = 16
@@ -157,6 +160,40 @@ def _block(convolution: nn.Module) -> list[nn.Module]:
 
 
 MODULES = {"mlp": MLPVAE, "conv": ConvVAE}
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """Return a module that computes the same as a convolutional one in evaluation mode, faster.
+
+    Batch norms that follow a convolution within an `nn.Sequential` are folded into its weights, and the weights put
+    into the memory format in which convolutions are fastest. Without convolutions the module itself comes back.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode; stays as it is.
+
+    Returns
+    -------
+    fused : nn.Module
+        Equal up to rounding.
+    """
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    if module.training or not any(isinstance(part, convolutions) for part in module.modules()):
+        return module
+    module = copy.deepcopy(module)
+    # A layer that stands in two places has to stay what it is in both.
+    places = Counter(id(part) for parent in module.modules() for part in parent._modules.values())
+    for parent in module.modules():
+        if type(parent) is not nn.Sequential:
+            continue
+        for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
+            once = places[id(layer)] == places[id(norm)] == 1
+            if once and type(layer) in convolutions and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                parent._modules[name] = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
+                parent._modules[norm_name] = nn.Identity()
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def check_methods(module: object) -> None:

@@ -15,6 +15,7 @@ from sk_avae.alignment import (
     AVAE,
     DEFAULT_PRIOR,
     AlignmentResult,
+    Restarts,
     align,
     block_size,
     distinct_best,
@@ -90,7 +91,7 @@ def avae(vae, family="rotation", alpha_prior="auto"):
 
 def aligned(model, images, n_restarts=16, **settings):
     starts = starting_poses(images, model.background, TYPICAL, n_restarts, model.family, model.scale)
-    return align(model, images, starts, **settings)
+    return align(model, images, Restarts(starts), **settings)
 
 
 # ---------------------------------------------------------------- prior
@@ -414,7 +415,8 @@ def distances(model, images, hypotheses):
 def test_hypotheses_are_distinct_and_repetitions_come_last_with_weight_zero(mlp, family):
     images, _ = turned(digits(n=60), family.removesuffix("+reflection"))
     model = avae(mlp, family)
-    result = aligned(model, images, n_restarts=24, n_refine=6)
+    # Hot enough that none is given up, nor weighs less than a float can hold.
+    result = aligned(model, images, n_restarts=24, n_refine=6, temperature=1e3)
     weight, apart = result.hypothesis_weight, distances(model, images, result.hypotheses)
     counts = weight > 0
     assert (counts.long().diff(dim=1) <= 0).all()
@@ -492,7 +494,7 @@ def test_min_gain_keeps_the_identity_exactly(mlp):
 def test_an_image_that_stays_has_the_identity_first_and_loses_no_other_hypothesis(mlp, family):
     images = torch.cat([digits(n=60), turned(digits(n=60), family)[0]])
     model = avae(mlp, family)
-    free = aligned(model, images, 24, n_refine=4)
+    free = aligned(model, images, 24, n_refine=4, temperature=1e4)
     # As hot as the gate is high, so that nothing but a repetition has the weight 0.
     gated = aligned(model, images, 24, n_refine=4, min_gain=1e4, temperature=1e4)
     assert not gated.hypotheses[:, 0].any()
@@ -575,7 +577,8 @@ def test_the_critic_sees_canonical_images(mlp):
 def test_the_critic_decides_which_hypothesis_is_best(mlp):
     images, _ = turned(digits(n=80))
     plain, critical = avae(mlp), replace(avae(mlp), critic=Tops().eval())
-    alone, with_critic = aligned(plain, images, n_refine=4), aligned(critical, images, n_refine=4)
+    # So hot that no hypothesis is given up for its ELBO.
+    alone, with_critic = (aligned(model, images, n_refine=4, temperature=1e3) for model in (plain, critical))
     assert (alone.hypothesis_elbo[:, 0] > with_critic.hypothesis_elbo[:, 0] + 1).sum() > 20
     energy = energies(critical, images, with_critic)
     distinct = with_critic.hypothesis_weight > 0
@@ -600,7 +603,7 @@ def test_the_critic_has_a_say_in_which_restarts_are_refined(mlp):
     said = critical.critic_score(images[owner], starts[owner, shown.flatten()]).view(60, 4)
     liked = shown.gather(1, (scores.gather(1, shown) + said).argmax(dim=1, keepdim=True))[:, 0]
     assert (liked != scores.argmax(dim=1)).sum() > 20
-    found = align(critical, images, starts, n_refine=1, max_iter=0)
+    found = align(critical, images, Restarts(starts), n_refine=1, max_iter=0)
     moved = found.alpha.any(dim=1)
     assert moved.sum() > 30
     expected = critical.matrix(starts[torch.arange(60), liked], images)

@@ -25,6 +25,7 @@ from sk_avae.critic import (
     pose_spread,
 )
 from sk_avae.net import train_critic
+from sk_avae.proposer import Starts
 from sk_avae.starts import random_poses
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -48,16 +49,16 @@ def model(fitted_with_critic):
 
 
 @pytest.fixture(scope="module")
-def typical(fitted_with_critic):
-    return fitted_with_critic._typical_moments()
+def starts(fitted_with_critic):
+    return Starts(fitted_with_critic._typical_moments())
 
 
 @pytest.fixture(scope="module")
-def held_out(model, typical, digits):
+def held_out(model, starts, digits):
     """Hypotheses for 400 test digits, found without knowing the truth."""
     images = tensors(digits.X_test[:400])
     true = random_poses(400, model.family, model.scale, generator(5))
-    return find_hypotheses(model, images, typical, SEARCH, true=true, show_truth=False)
+    return find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=False)
 
 
 # ---------------------------------------------------------------- the loss
@@ -186,10 +187,10 @@ def test_the_mirror_image_is_wrong():
 # ---------------------------------------------------------------- hypotheses
 
 
-def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, typical, digits):
+def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    found = find_hypotheses(model, images, typical, SEARCH, true=true, show_truth=True)
+    found = find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
     assert found.alpha.shape == (40, 4, 4)
     truth = model.matrix(true, images)
     # Warped by the truth, the perturbed digit is the digit again.
@@ -205,24 +206,24 @@ def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, typical, d
     assert torch.equal(found.right, right & counts)
 
 
-def test_the_truth_among_the_starts_leads_to_a_right_hypothesis(model, typical, digits):
+def test_the_truth_among_the_starts_leads_to_a_right_hypothesis(model, starts, digits):
     images = tensors(digits.X[:150])
     true = random_poses(150, model.family, model.scale, generator())
     few = SEARCH._replace(n_restarts=2)
     blind, shown = (
-        find_hypotheses(model, images, typical, few, true=true, show_truth=show).right.any(dim=1).float().mean()
+        find_hypotheses(model, images, starts, few, true=true, show_truth=show).right.any(dim=1).float().mean()
         for show in (False, True)
     )
     assert shown > 0.9
     assert shown > blind + 0.3
 
 
-def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, typical, digits):
+def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    whole = find_hypotheses(model, images, typical, SEARCH, true=true, show_truth=True)
+    whole = find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
     rows = slice(11, 18)
-    part = find_hypotheses(model, images[rows], typical, SEARCH, true=true[rows], show_truth=True)
+    part = find_hypotheses(model, images[rows], starts, SEARCH, true=true[rows], show_truth=True)
     for name, tensor in part._asdict().items():
         assert torch.equal(tensor, getattr(whole, name)[rows]), name
 
@@ -284,10 +285,10 @@ def test_judging_in_blocks_gives_the_same_scores_without_a_graph(model, held_out
 # ---------------------------------------------------------------- training
 
 
-def shown(model, typical, digits, n=1200):
+def shown(model, starts, digits, n=1200):
     images = tensors(digits.X[:n])
     true = random_poses(n, model.family, model.scale, generator())
-    return find_hypotheses(model, images, typical, SEARCH, true=true, show_truth=True)
+    return find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
 
 
 def trained(model, hypotheses, seed=0, verbose=0):
@@ -299,8 +300,8 @@ def trained(model, hypotheses, seed=0, verbose=0):
 
 
 @pytest.fixture(scope="module")
-def lessons(model, typical, digits):
-    return shown(model, typical, digits)
+def lessons(model, starts, digits):
+    return shown(model, starts, digits)
 
 
 def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, lessons, held_out):

@@ -1,11 +1,12 @@
 """Batched BFGS: minima, steps that fail, rows that finish at their own time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sk_avae.descent import refine
+from sk_avae.descent import Race, refine
 
 
 def random_quadratics(n, p, seed=0):
@@ -127,3 +128,54 @@ def test_refine_with_a_minimum_out_of_reach_stays_finite():
     alpha, loss, _, _ = refine(walled, torch.zeros(3, 1).double(), ones(1), max_iter=60, tol=1e-6)
     torch.testing.assert_close(alpha, torch.ones_like(alpha), rtol=0, atol=1e-3)
     assert torch.equal(loss, -alpha[:, 0])
+
+
+def test_the_right_metric_needs_fewer_evaluations():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    hessian = root @ root.mT + 0.1 * torch.eye(6, dtype=torch.float64)
+    minimum = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+
+    def alike(rows, alpha):
+        gradient = (alpha - minimum[rows]) @ hessian
+        return 0.5 * (gradient * (alpha - minimum[rows])).sum(dim=1), gradient
+
+    start = torch.zeros_like(minimum)
+    plain = refine(alike, start, ones(6), max_iter=200, tol=1e-6)
+    informed = refine(alike, start, ones(6), max_iter=200, tol=1e-6, metric=torch.linalg.inv(hessian))
+    assert informed[2].float().mean() < 0.5 * plain[2].float().mean()
+    assert informed[3].all()
+    torch.testing.assert_close(informed[1], torch.zeros_like(informed[1]), rtol=0, atol=1e-4)
+
+
+def test_a_race_gives_up_the_hopeless_and_leaves_the_best_alone():
+    quadratics, minimum = random_quadratics(40, 3)
+    behind = (torch.arange(40) % 4 == 3).double() * 1000
+
+    def handicapped(rows, alpha):
+        loss, gradient = quadratics(rows, alpha)
+        return loss + behind[rows], gradient
+
+    start = minimum + 1.5
+    settings = {"max_iter": 100, "tol": 1e-6}
+    group = torch.arange(40) // 4
+    whole = refine(handicapped, start, ones(3), **settings)
+    race = Race(group, torch.zeros(40, dtype=torch.float64), margin=200.0)
+    raced = refine(handicapped, start, ones(3), **settings, race=race)
+    assert not raced[3][behind > 0].any()
+    assert (raced[2][behind > 0] < whole[2][behind > 0]).all()
+    for found, expected in zip(raced, whole, strict=True):
+        assert torch.equal(found[behind == 0], expected[behind == 0])
+    # A handicap that makes up for the loss puts them back into the race.
+    level = refine(handicapped, start, ones(3), **settings, race=replace(race, handicap=-behind))
+    assert level[3].all()
+
+
+def test_a_race_of_rows_that_are_no_numbers_ends():
+    def nowhere(rows, alpha):
+        return alpha.sum(dim=1) * math.nan, alpha * math.nan
+
+    race = Race(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.float64), margin=1.0)
+    alpha, loss, *_ = refine(nowhere, torch.zeros(4, 2).double(), ones(2), max_iter=3, tol=1e-6, race=race)
+    assert torch.equal(alpha, torch.zeros(4, 2).double())
+    assert loss.isnan().all()

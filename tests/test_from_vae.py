@@ -24,7 +24,8 @@ def around(vae, **parameters):
 
 def test_it_aligns_like_the_model_that_the_module_comes_from(vae, fitted, turned):
     assert fitted.image_format_.scale == 255
-    np.testing.assert_array_equal(around(vae).align(turned.X[:100]).alpha, fitted.align(turned.X[:100]).alpha)
+    expected = copy.deepcopy(fitted).set_params(learned_starts=False).align(turned.X[:100])
+    np.testing.assert_array_equal(around(vae).align(turned.X[:100]).alpha, expected.alpha)
 
 
 def test_the_module_is_left_bit_by_bit(vae, turned):

@@ -12,7 +12,7 @@ import sk_avae.datasets
 
 HOUSE = Path(sk_avae.__file__).parent
 
-CORE = {"affine", "starts", "likelihoods", "vae", "descent", "alignment", "critic"}
+CORE = {"affine", "starts", "likelihoods", "vae", "descent", "alignment", "proposer", "critic"}
 
 # File: what it may import of this package, bottom up (section 5 of the design). Of the two that serve the shell,
 # `_validation` warps raw pixels, and so reads `affine`; a shell file may import both.
@@ -25,13 +25,14 @@ TABLE = {
     "starts": {"affine"},
     "descent": set(),
     "alignment": {"affine", "likelihoods", "descent"},
-    "critic": {"affine", "starts", "vae", "alignment"},
+    "proposer": {"affine", "starts", "vae", "alignment"},
+    "critic": {"affine", "vae", "alignment", "proposer"},
     "joint": {"affine", "starts", "descent", "alignment"},
     "_validation": {"affine"},
     "datasets": {"affine"},
-    "net": {"alignment", "critic", "joint"},
+    "net": {"affine", "starts", "alignment", "proposer", "critic", "joint"},
     "training": {"starts", "vae", "alignment", "joint", "net", "persistence", "_validation"},
-    "choice": {"starts", "alignment", "critic", "net", "persistence"},
+    "choice": {"starts", "alignment", "proposer", "critic", "net", "persistence"},
     "estimator": {*CORE, "training", "choice", "persistence", "_validation"},
     "canonicalizer": {"estimator", "alignment", "_validation"},
     "classifier": {"estimator", "_validation"},

@@ -126,7 +126,8 @@ def test_the_state_is_a_copy(fitted):
 
 
 def test_the_training_images_are_not_in_the_file(fitted):
-    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in fitted.module_.state_dict().values())
+    modules = (fitted.module_, fitted.proposer_)
+    n_bytes = sum(t.numel() * t.element_size() for module in modules for t in module.state_dict().values())
     assert len(pickle.dumps(fitted)) < n_bytes + 20_000
 
 

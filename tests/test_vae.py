@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sk_avae.datasets import load_mnist_sample
-from sk_avae.vae import MLPVAE, MODULES, ConvVAE, check_methods, check_shapes
+from sk_avae.vae import MLPVAE, MODULES, ConvVAE, check_methods, check_shapes, fused
 
 SHAPES = [(1, 28, 28), (3, 8, 8), (1, 8, 20), (3, 12, 16)]
 every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
@@ -192,3 +192,47 @@ def test_the_check_runs_in_the_modules_own_precision_and_leaves_no_gradient():
     vae = seeded(MLPVAE, (1, 4, 4), latent_size=2).double()
     assert check_shapes(vae, (1, 4, 4)) == 2
     assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def seasoned(vae):
+    """Return a network whose batch norms have statistics of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in vae.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
+    return vae.eval()
+
+
+def test_a_fused_network_computes_the_same():
+    vae = seasoned(ConvVAE((1, 28, 28), 8))
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    quick = fused(vae)
+    images = torch.tensor(load_mnist_sample("test")[0][:20]).view(-1, 1, 28, 28) / 255
+    with torch.no_grad():
+        for own, expected in zip(quick.encode(images), vae.encode(images), strict=True):
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+        z = vae.encode(images)[0]
+        torch.testing.assert_close(quick.decode(z), vae.decode(z), rtol=1e-4, atol=1e-3)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
+
+
+def test_a_network_without_convolutions_is_not_copied():
+    vae = MLPVAE((1, 8, 8), 3).eval()
+    assert fused(vae) is vae
+
+
+def test_layers_that_are_shared_or_apart_stay_what_they_are():
+    convolution, norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+    twice = seasoned(nn.Sequential(convolution, norm, nn.ReLU(), convolution, nn.BatchNorm2d(1)))
+    apart = seasoned(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(1)))
+    untracked = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1, track_running_stats=False)).eval()
+    for network in (twice, apart, untracked):
+        x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(fused(network)(x), network(x))
+        assert sum(isinstance(layer, nn.BatchNorm2d) for layer in fused(network)) == sum(
+            isinstance(layer, nn.BatchNorm2d) for layer in network
+        )

@@ -1,0 +1,264 @@
+r"""Learned starts: a small network that looks at an image and proposes poses.
+
+One pose will not do: a 6 half turned is a 9, and a network that regresses to a single pose ends up between the two. The
+proposer predicts a distribution: a probability for each of 36 angles, and at each angle what the other parameters then
+are. Its modes are where the search starts; the ELBO decides, as with every other start. An image whose modes do not
+hold most of the probability, or whose ELBO at them is lower than that of nearly all training images, gets the whole
+table of starts besides.
+
+Before the network looks, an image is given the centroid and the second moments of a typical training image, as far as
+the family can, so that the network has little more than an angle to tell. What it predicts is the rest,
+:math:`A_\alpha = M(x) \, A_{\text{rest}}`.
+
+References
+----------
+Bishop (1994), "Mixture density networks" (a distribution where the target has several modes); Hu (1962), "Visual
+pattern recognition by moment invariants".
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .affine import REFLECTED, compose, from_matrix, invert, parameters_of, to_matrix, without_reflection, wrap_angle
+from .alignment import AVAE, Restarts, block_size, in_blocks, step_units
+from .starts import Moments, moment_proposals, moves, starting_poses
+from .vae import EvenLinear
+
+_N_ANGLES = 36
+_CHANNELS = (16, 32, 64)
+_HIDDEN = 256
+# Modes that start a search; one with less probability than this has to wait for the others.
+_N_MODES = 4
+_FAINT = 0.01
+# An image is sure of its modes if they hold as much.
+_SURE = 0.6
+# How far from the angle of its bin, in half bins, and from the moments a proposal may lie.
+_LARGEST_OFFSET = 2.0
+_LARGEST_REST = 1.5
+
+
+class Proposer(nn.Module):
+    """Three convolutions and two linear layers that give an image a distribution over poses.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (n_channels, height, width).
+    family : str
+        Whose poses are proposed.
+
+    Attributes
+    ----------
+    metric : Tensor of shape (n_params, n_params)
+        See `alignment.typical_metric`.
+    floor : Tensor of shape ()
+        Score in nats that nearly all training images reach at their proposals.
+
+    Examples
+    --------
+    >>> logits, rest = Proposer((1, 28, 28), "rotation").eval()(torch.zeros(2, 1, 28, 28))
+    >>> logits.shape, rest.shape
+    (torch.Size([2, 36]), torch.Size([2, 36, 1]))
+    """
+
+    metric: Tensor
+    floor: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int], family: str) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        first, second, third = _CHANNELS
+        self.family = family
+        self.n_params = len(parameters_of(family))
+        self.n_bins = _N_ANGLES * (1 + (parameters_of(family)[-1] == REFLECTED))
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, first, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, third, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            EvenLinear(third * -(-height // 8) * -(-width // 8), _HIDDEN),
+            nn.ReLU(),
+            EvenLinear(_HIDDEN, self.n_bins * (1 + self.n_params)),
+        )
+        self.register_buffer("metric", torch.eye(self.n_params))
+        self.register_buffer("floor", torch.tensor(-math.inf))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the bins, (n, n_bins), and the rest of the pose there, (n, n_bins, n_params)."""
+        out = self.layers(images).view(len(images), self.n_bins, 1 + self.n_params)
+        return out[:, :, 0], out[:, :, 1:]
+
+
+def _centres(proposer: Proposer, like: Tensor) -> Tensor:
+    """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
+    centres = like.new_zeros(proposer.n_bins, proposer.n_params)
+    bins = torch.arange(proposer.n_bins, device=like.device)
+    centres[:, 0] = (bins % _N_ANGLES + 0.5) * (2 * math.pi / _N_ANGLES) - math.pi
+    if proposer.n_bins > _N_ANGLES:
+        centres[:, -1] = (bins >= _N_ANGLES).to(like)
+    return centres
+
+
+def _units(model: AVAE, like: Tensor) -> Tensor:
+    """Return the unit of the network's outputs per parameter: half a bin, and a restart's typical distance."""
+    units = step_units(model, like)
+    units[0] = math.pi / _N_ANGLES if units[0] > 0 else 0.0
+    return units
+
+
+def moment_pose(model: AVAE, images: Tensor, typical: Moments | None) -> Tensor | None:
+    """Return the poses, without a turn, that give images the moments of a typical one, as far as the family can.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_params) or None
+        None where moments tell nothing: without typical ones, and for a family that only turns.
+    """
+    family, names = without_reflection(model.family), parameters_of(model.family)
+    if typical is None or not moves(images, family, model.scale):
+        return None
+    scale = model.scale[: len(parameters_of(family))]
+    proposals = moment_proposals(images, model.background, typical, 2, family, scale)
+    # Whitening takes a shear; without one it would put in a turn.
+    alpha = images.new_zeros(len(images), len(names))
+    alpha[:, : len(scale)] = proposals[:, 0 if "shear" in names else 1]
+    return alpha
+
+
+def without_moments(model: AVAE, images: Tensor, base: Tensor | None) -> Tensor:
+    """Return images without the pose of their moments: what the network sees."""
+    return images if base is None else model.canonical(images, model.matrix(base, images))
+
+
+def rest_of(model: AVAE, images: Tensor, base: Tensor | None, alpha: Tensor) -> Tensor:
+    """Return the poses that, after `base`, make up `alpha`; all of shape (n, n_params)."""
+    if base is None:
+        return alpha
+    rest = compose(invert(model.matrix(base, images)), model.matrix(alpha, images))
+    return from_matrix(rest, model.family, aspect=images.shape[3] / images.shape[2])
+
+
+def proposal_loss(proposer: Proposer, model: AVAE, images: Tensor, rest: Tensor) -> Tensor:
+    """Return the mean loss of predictions: cross-entropy of the angle, and distance of the rest at the true angle.
+
+    Parameters
+    ----------
+    proposer : Proposer
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+        Without the pose of their moments.
+    rest : Tensor of shape (n, n_params)
+        What is left to find.
+    """
+    logits, found = proposer(images)
+    angle = ((rest[:, 0] + math.pi) * (_N_ANGLES / (2 * math.pi))).long().clamp(0, _N_ANGLES - 1)
+    bins = angle + _N_ANGLES * (rest[:, -1] > 0.5) if proposer.n_bins > _N_ANGLES else angle
+    units = _units(model, rest)
+    distance = (rest - _centres(proposer, rest)[bins]) / units.clamp(min=1e-6)
+    # What the moments got altogether wrong teaches no more than that.
+    wanted = (distance * (units > 0)).clamp(-10, 10)
+    found = found[torch.arange(len(bins), device=bins.device), bins]
+    miss = F.smooth_l1_loss(found * (units > 0), wanted, reduction="none").sum(dim=1)
+    return F.cross_entropy(logits, bins) + 0.5 * miss.mean()
+
+
+def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | None) -> tuple[Tensor, Tensor]:
+    """Return the modes of the predicted distributions.
+
+    Parameters
+    ----------
+    proposer : Proposer
+        In evaluation mode.
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    typical : Moments or None
+        See `moment_pose`.
+
+    Returns
+    -------
+    alpha : Tensor of shape (n, n_modes, n_params)
+        Most probable first.
+    share : Tensor of shape (n, n_modes)
+        Probability of each, and of the angles next to it.
+    """
+    base = moment_pose(model, images, typical)
+    rows = torch.arange(len(images), device=images.device)
+
+    def predicted(row: Tensor) -> Tensor:
+        seen = without_moments(model, images[row], None if base is None else base[row])
+        logits, rest = proposer(seen)
+        return torch.cat([logits[:, :, None], rest], dim=2)
+
+    # In double precision: some functions round the last bit by their place in the block, which must not show.
+    out = in_blocks(predicted, block_size(images), rows).double().nan_to_num()
+    share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, _N_ANGLES), out[:, :, 1:]
+    before, after = share.roll(1, dims=2), share.roll(-1, dims=2)
+    peaks = (share >= before) & (share > after)
+    found = ((share + before + after) * peaks).flatten(1).topk(_N_MODES, dim=1)
+    units = _units(model, rest)
+    limit = (_LARGEST_REST / units.clamp(min=1e-6)).clamp(max=1e6)
+    limit[0] = _LARGEST_OFFSET
+    modes = found.indices[:, :, None].expand(-1, -1, rest.shape[2])
+    free = rest.new_tensor([float(s > 0) for s in model.scale])
+    poses = _centres(proposer, rest)[found.indices] * free + rest.gather(1, modes).clamp(-limit, limit) * units
+    if base is not None:
+        aspect = images.shape[3] / images.shape[2]
+        own = to_matrix(base.double(), model.family, aspect=aspect).repeat_interleave(_N_MODES, dim=0)
+        matrix = compose(own, to_matrix(poses.flatten(0, 1), model.family, aspect=aspect))
+        poses = from_matrix(matrix, model.family, aspect=aspect).view_as(poses) * free
+    return wrap_angle(poses.flatten(0, 1), model.family).view_as(poses).to(images.dtype), found.values
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where searches start: what was learned, moments and the table.
+
+    Parameters
+    ----------
+    typical : Moments or None
+        See `starts.starting_poses`.
+    proposer : Proposer or None, default=None
+        In evaluation mode; without one the table and moments are all.
+    """
+
+    typical: Moments | None
+    proposer: Proposer | None = None
+
+    def of(self, model: AVAE, images: Tensor, n_restarts: int) -> Restarts:
+        """Return the restarts of images: the identity, the proposer's modes, and the table for those who need it.
+
+        Parameters
+        ----------
+        model : AVAE
+        images : Tensor of shape (n, n_channels, height, width)
+        n_restarts : int
+            All of them together, at most.
+
+        Returns
+        -------
+        restarts : Restarts
+        """
+        n_modes = 0 if self.proposer is None else min(_N_MODES, n_restarts - 1)
+        table = starting_poses(images, model.background, self.typical, n_restarts - n_modes, model.family, model.scale)
+        if self.proposer is None or not n_modes or not any(model.scale):
+            return Restarts(table)
+        modes, share = propose(self.proposer, model, images, self.typical)
+        modes, share = modes[:, :n_modes], share[:, :n_modes]
+        alpha = torch.cat([table[:, :1], modes, table[:, 1:]], dim=1)
+        first = torch.zeros(alpha.shape[:2], dtype=torch.bool, device=alpha.device)
+        first[:, : 1 + n_modes] = torch.cat([torch.ones_like(share[:, :1]), share], dim=1) >= _FAINT
+        first |= ~(share.sum(dim=1) >= _SURE)[:, None]
+        return Restarts(alpha, first, float(self.proposer.floor))

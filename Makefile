@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MNIST ?=
 QUICK ?=
 
-.PHONY: help env demo test lint bench-rotation bench-robustness bench-paper bench-speed bench-training clean
+.PHONY: help env demo test lint bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training clean
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-robustness MNIST=folder [QUICK=--quick]  the table against other front-ends, in steps of 75 minutes"
 	@echo "make bench-paper MNIST=folder [QUICK=--quick]       the paper's figures, in steps of 75 minutes"
 	@echo "make bench-speed [MNIST=folder]  speed beside the loss that it reaches"
+	@echo "make bench-scale                 memory and time on a million digits, and on dask"
 	@echo "make bench-training              cost of training against a plain PyTorch loop"
 
 env: $(VENV)/.installed
@@ -48,6 +49,9 @@ bench-paper: env
 
 bench-speed: env
 	$(BIN)/python benchmarks/speed.py $(MNIST)
+
+bench-scale: env
+	$(BIN)/python benchmarks/scale.py --dask
 
 bench-training: env
 	$(BIN)/python benchmarks/training.py

@@ -50,6 +50,23 @@ def test_the_blocks_change_nothing(client, canonicalizer, turned):
     assert_array_equal(canonical(7).compute(), canonical(90).compute())
 
 
+def test_ray_maps_over_batches(canonicalizer, turned):
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+
+        def canonical(batch):
+            return {"data": canonicalizer.transform(batch["data"])}
+
+        images = ray.data.from_numpy(turned.X[:120])
+        rows = images.map_batches(canonical, batch_size=50, batch_format="numpy").take_all()
+    finally:
+        ray.shutdown()
+    assert_array_equal([row["data"] for row in rows], canonicalizer.transform(turned.X[:120]))
+
+
 def test_joblib_spreads_chunks_over_the_cluster(client, canonicalizer, turned):
     parts = np.array_split(turned.X[:120], 4)
     with joblib.parallel_config(backend="dask"):

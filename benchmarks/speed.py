@@ -242,7 +242,7 @@ def main():
     growths = [f"{what}: {ms} ms per image" for what, ms in growth(avae, X_turned)]
     header = ["VAE", "search", "ms per image", "times as fast", "loss", f"loss of the first {N_ONE_BY_ONE}"]
     notes += [
-        f"Loss: mean negative ELBO in nats of turned digits ({N_CONV} for conv); without a critic, but where one is named. "
+        f"Loss: mean negative ELBO in nats of turned digits ({N_CONV} for conv); no critic, but where one is named. "
         "Affine: also shear 0.5, scales 1/1.8 to 1.8, shifts 0.3.",
         "The ceiling is that of a large float32 matrix product.",
         "Growth: " + "; ".join(growths) + ".",

@@ -152,5 +152,5 @@ def train_epoch(vae: ConvVAE, optimizer, images: Tensor, training: str, generato
         loss = published_loss(vae, batch, matrix, noise).mean()
         loss.backward()
         optimizer.step()
-        total += float(loss) * len(rows)
+        total += float(loss.detach()) * len(rows)
     return total / len(images)

@@ -64,7 +64,7 @@ def one_by_one(avae, images):
             for _ in range(published.STEPS):
                 optimizer.zero_grad()
                 value = loss(image, to_matrix(pose, "rotation")).sum()
-                lowest = min(lowest, float(value))
+                lowest = min(lowest, float(value.detach()))
                 value.backward()
                 optimizer.step()
         found.append(lowest)

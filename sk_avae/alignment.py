@@ -254,7 +254,8 @@ class AlignmentResult:
         Their ELBO.
     hypothesis_weight : ndarray of shape (n_samples, n_hypotheses)
         Their probabilities: proportional to exp(score / temperature), with the score as in `gain` (an image that stays
-        adds `min_gain` to the identity's) and the temperature that `fit` learned.
+        adds `min_gain` to the identity's) and the temperature that `fit` learned. A hypothesis that was given up on the
+        way, hopelessly behind, has the score that it had got to.
     alpha_std : ndarray of shape (n_samples, n_params) or None
         Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
         own poses together; 0 where a parameter is frozen.
@@ -561,9 +562,10 @@ def align(
     bonus = torch.zeros_like(scores[:, : chosen.shape[1]])
     if model.critic is not None:
         liked = scores.gather(1, chosen)
-        liked = liked + _critic_scores(model, images, starts, chosen, liked > -math.inf)
+        bonus = _critic_scores(model, images, starts, chosen, liked > -math.inf)
+        liked = liked + bonus
         again = distinct_best(liked, matrices[torch.arange(n, device=images.device)[:, None], chosen], n_refine)
-        chosen, bonus = chosen.gather(1, again), (liked - scores.gather(1, chosen)).gather(1, again)
+        chosen, bonus = chosen.gather(1, again), bonus.gather(1, again)
     k = chosen.shape[1]
     margin = max(_HOPELESS, _HOPELESS_TEMPERATURES * temperature)
     found, n_iter, converged = _refined(
@@ -597,14 +599,17 @@ def align(
 
 
 def _critic_scores(model: AVAE, images: Tensor, starts: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
-    """Return what the critic says of chosen restarts, of shape (n, n_chosen); 0 of those that are not wanted."""
-    said = images.new_zeros(chosen.shape)
+    """Return what the critic says of chosen restarts, of shape (n, n_chosen).
+
+    Of those that are not wanted the best that it says of the image's others: they are in the race, and not yet known.
+    """
+    said = images.new_full(chosen.shape, -math.inf)
     if bool(wanted.any()):
         owner, which = wanted.nonzero(as_tuple=True)
         poses = starts[owner, chosen[owner, which]]
         size = block_size(images)
         said[owner, which] = in_blocks(lambda row, pose: model.critic_score(images[row], pose), size, owner, poses)
-    return said
+    return torch.where(wanted, said, said.amax(dim=1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -670,11 +675,12 @@ def _refined(
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
     evaluate = loss_and_gradient(model, images)
     unit = step_units(model, images)
+    max_iter = max_iter if bool(unit.any()) else 0
     alpha, loss, n_iter, converged = refine(
         lambda row, pose: evaluate(owner[row], pose),
         starts[owner, chosen.flatten()],
         unit,
-        max_iter=max_iter if bool(unit.any()) else 0,
+        max_iter=max_iter,
         tol=tol,
         metric=model.metric,
         race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
@@ -683,7 +689,8 @@ def _refined(
     score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)
-    n_iter, converged = n_iter.view(n, k), converged.view(n, k)
+    # Where nothing is free there is nowhere to go.
+    n_iter, converged = n_iter.view(n, k), converged.view(n, k) | ~unit.any()
     given_up = ~converged & (n_iter < max_iter)
     best = score.masked_fill(given_up, -math.inf).amax(dim=1, keepdim=True)
     score = torch.where(given_up, score.minimum(best), score)

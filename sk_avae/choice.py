@@ -12,17 +12,18 @@ from .critic import Critic, Search, align_in_parts, calibrate, critic_scores_in_
 from .net import train_critic, train_proposer
 from .persistence import global_generator
 from .proposer import Proposer, Starts
-from .starts import Moments, random_poses
+from .starts import Moments, random_poses, reach_of
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
 _N_SHOWN = 30_000
 _PIXELS_SHOWN = 2**27
 _FEWEST_HELD_OUT = 25
-N_IMAGES = _N_HELD_OUT + _N_SHOWN  # more are not looked at
 
 # Images whose curvature is measured.
 _N_CURVED = 256
+
+_N_AT_ONCE = 256
 
 # Share of training images that score less at their proposals, and are given the whole table.
 _UNSURE = 0.01
@@ -32,6 +33,15 @@ _FALSE_ALARMS = 0.01
 
 # The critic meets hypotheses near their optima, not at them: that takes a fifth of the time.
 _QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
+
+
+def _n_shown(n_pixels: int) -> int:
+    return min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // n_pixels))
+
+
+def n_looked_at(n_pixels: int) -> int:
+    """Return how many images of so many pixels are looked at, at most."""
+    return max(_N_HELD_OUT + _n_shown(n_pixels), 4 * _N_HELD_OUT)
 
 
 class Choice(NamedTuple):
@@ -106,8 +116,7 @@ def learn_to_choose(
         return None
     usable = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
     held_out = images[usable[:n_held_out]]
-    n_shown = min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // held_out[0].numel()))
-    shown = images[usable[n_held_out : n_held_out + n_shown]]
+    shown = images[usable[n_held_out : n_held_out + _n_shown(held_out[0].numel())]]
     starts, critic, proposer = Starts(typical), None, None
     if with_proposer:
         proposer = _trained_proposer(model, shown, typical, max_epochs, generator=generator, verbose=verbose)
@@ -119,6 +128,8 @@ def learn_to_choose(
     # One hypothesis is no choice to learn from.
     several = search._replace(n_refine=max(2, search.n_refine))
     found = find_hypotheses(model, held_out, starts, several, true=true)
+    if proposer is not None and search.n_restarts > 1:
+        proposer.floor.copy_(_first_scores(model, found.images, starts, search.n_restarts).quantile(_UNSURE))
     if critic is not None:
         critic.scale.fill_(calibrate(critic_scores_in_blocks(model, critic, found), found.log_joint, found.right)[1])
         # Again with the critic's say in the search itself.
@@ -129,9 +140,8 @@ def learn_to_choose(
     if critic is not None:
         critic.scale.mul_(weight)
     best = (found.log_joint + weight * scores).argmax(dim=1)
-    gains = torch.cat([part.gain for part in align_in_parts(model, held_out, starts, search)])
-    if proposer is not None:
-        proposer.floor.copy_(_first_scores(model, found.images, starts, search.n_restarts).quantile(_UNSURE))
+    upright = align_in_parts(model, held_out, starts, search, temperature=temperature)
+    gains = torch.cat([part.gain for part in upright])
     return Choice(
         proposer=proposer,
         critic=critic,
@@ -144,8 +154,8 @@ def learn_to_choose(
 def _first_scores(model: AVAE, images: Tensor, starts: Starts, n_restarts: int) -> Tensor:
     """Return the best score of each image at the restarts that are screened first, of shape (n,)."""
     best = []
-    for some in images.split(_N_CURVED):  # type: ignore[no-untyped-call]
-        restarts = starts.of(model, some, n_restarts)
+    for some in images.split(_N_AT_ONCE):  # type: ignore[no-untyped-call]
+        restarts = starts.of(model, some, n_restarts).without_identity()
         best.append(screen(model, some, restarts.alpha, restarts.first).amax(dim=1))
     return torch.cat(best)
 
@@ -170,6 +180,7 @@ def _trained_proposer(
             device=images.device,
             verbose=verbose,
         )
+    proposer.reach.copy_(torch.tensor(reach_of(model.family, model.scale)))
     return proposer.eval()
 
 

@@ -37,6 +37,8 @@ _CHANNELS = (16, 32, 32)
 _HIDDEN = 64
 _DROPOUT = 0.2
 _FEWEST_RIGHT = 10
+# A temperature at which no hypothesis is given up: unfinished ones would teach the wrong temperature.
+_NONE_GIVEN_UP = 1e9
 _NINE_TENTHS = 1.645  # standard deviations to either side
 _LOG_TEMPERATURES = 0.0, math.log(1000.0)
 _LOG_WEIGHTS = -math.log(1000.0), math.log(1000.0)
@@ -119,7 +121,7 @@ def is_right(found: Tensor, true: Tensor) -> Tensor:
 
 
 def align_in_parts(
-    model: AVAE, images: Tensor, starts: Starts, search: Search, extra: Tensor | None = None
+    model: AVAE, images: Tensor, starts: Starts, search: Search, extra: Tensor | None = None, temperature: float = 1.0
 ) -> Iterator[AlignmentResult]:
     """Align images, some at a time.
 
@@ -131,13 +133,23 @@ def align_in_parts(
     search : Search
     extra : Tensor of shape (n, n_params) or None, default=None
         One more restart of each image.
+    temperature : float, default=1.0
+        See `alignment.align`.
     """
     for rows in _parts(images):
         some = images[rows]
         restarts = starts.of(model, some, search.n_restarts)
         if extra is not None:
             restarts = restarts.with_one_more(extra[rows])
-        yield align(model, some, restarts, n_refine=search.n_refine, max_iter=search.max_iter, tol=search.tol)
+        yield align(
+            model,
+            some,
+            restarts,
+            n_refine=search.n_refine,
+            max_iter=search.max_iter,
+            tol=search.tol,
+            temperature=temperature,
+        )
 
 
 def _parts(images: Tensor) -> Iterator[slice]:
@@ -170,7 +182,8 @@ def find_hypotheses(
     perturbed = torch.empty_like(images)
     for rows in _parts(images):
         perturbed[rows] = model.canonical(images[rows], invert(truth[rows]))
-    results = align_in_parts(model, perturbed, starts, search, true if show_truth else None)
+    extra = true if show_truth else None
+    results = align_in_parts(model, perturbed, starts, search, extra, temperature=_NONE_GIVEN_UP)
     found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
     alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     n, k, n_params = alpha.shape

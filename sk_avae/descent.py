@@ -160,6 +160,9 @@ def refine(
     row = torch.arange(n, device=alpha.device)
     scaled = metric is None
     metric = torch.eye(p, dtype=alpha.dtype, device=alpha.device) if metric is None else metric.to(alpha)
+    # A direction of frozen parameters would count as length.
+    free = (unit != 0).to(metric)
+    metric = metric * free[:, None] * free
     loss, gradient = loss_and_gradient(row, alpha)
     best_alpha, best_loss = alpha.clone(), loss.clone()
     n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)

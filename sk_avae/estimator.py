@@ -45,7 +45,7 @@ from .alignment import (
     pose_deviation,
     prior_scale,
 )
-from .choice import N_IMAGES, learn_to_choose
+from .choice import learn_to_choose, n_looked_at
 from .critic import Critic, Search
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .proposer import Proposer, Starts
@@ -124,7 +124,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     rescale : bool, default=True
         Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0.
     max_epochs : int, default=30
-        Passes over the training images.
+        Passes over the training images; learned starts take twice as many, or fewer where there are many images.
     batch_size : int, default=256
         Training images per step.
     lr : float, default=2e-3
@@ -315,6 +315,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             images = self._training_images(image_format, persistence.build(likelihood_recipe), rows, device)
             trained = self._trained(rows, images, image_format, recipe, likelihood_recipe)
             self.module_ = persistence.rebuild(recipe, trained.vae, device)
+            self._fused = fused(self.module_)
             self.likelihood_ = persistence.rebuild(likelihood_recipe, trained.likelihood, device)
             self.image_format_, self.image_shape_ = image_format, image_shape
             self.history_, self.n_iter_ = trained.history, len(trained.history)
@@ -471,7 +472,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _some_canonical_images(self, rows: NDArray[Any], images: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many training images in the common pose as something can be learned from."""
-        some = torch.randperm(len(rows), generator=generator)[:N_IMAGES].sort().values
+        some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
         alpha = self._align(rows[some.numpy()], min_gain=0.0).alpha
         chunks = self.image_format_.chunks(len(alpha))
         pose = torch.cat([self._pose_to_model(alpha[chunk]) for chunk in chunks])
@@ -543,8 +544,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         background : float or sequence of float, default=0.0
             Pixel value outside the image, per channel, in the units of the input.
         X : array-like or None, default=None
-            Images in the canonical pose: for starting poses from their moments, to train the critic, and to learn the
-            temperature and an "auto" `min_gain`; the module only reads them.
+            Images in the canonical pose: for starting poses from their moments, for learned starts, to train the
+            critic, and to learn the temperature and an "auto" `min_gain`; the module only reads them.
         **parameters
             Of `AVAEEstimator`: `family`, `n_restarts`, `pad` and so on.
 
@@ -583,6 +584,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         estimator._recipe = estimator._module_recipe(image_format)
         estimator._likelihood_recipe = estimator._likelihood_recipe_for(image_format, np.zeros((1, math.prod(shape))))
         estimator.module_ = persistence.freeze(vae, device)
+        estimator._fused = fused(estimator.module_)
         estimator.likelihood_ = persistence.freeze(persistence.build(estimator._likelihood_recipe), device)
         estimator.image_format_, estimator.image_shape_ = image_format, shape
         estimator.n_features_in_ = math.prod(shape)
@@ -731,7 +733,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         scale = self._frame_scale(self.image_format_)
         proposer = self._proposer_for(scale)
         return AVAE(
-            fused(self.module_),
+            self._fused,
             self.likelihood_,
             self._family,
             self.image_format_.model_background(self._device()),
@@ -742,14 +744,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         )
 
     def _proposer_for(self, scale: tuple[float, ...]) -> Any:
-        """Return the proposer, if it is wanted and knows the family and the free parameters that are set now."""
-        proposer = self.proposer_ if self.learned_starts else None
-        if proposer is None or proposer.family != self._family:
-            return None
-        known = (proposer.metric.diagonal() > 0).tolist()
-        names = parameters_of(self._family)
-        unknown = any(s > 0 and not k for s, k, name in zip(scale, known, names, strict=True) if name != REFLECTED)
-        return None if unknown else proposer
+        """Return the proposer, if it is wanted and knows the family and the prior that are set now."""
+        wanted = self.learned_starts and self.proposer_ is not None and self.proposer_.knows(self._family, scale)
+        return self.proposer_ if wanted else None
 
     def _frame_scale(self, image_format: ImageFormat) -> tuple[float, ...]:
         """Return the prior's standard deviations in units of the frame."""
@@ -1012,6 +1009,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         state["_sk_avae_version"] = __version__
         if "module_" in state:
             state["_device"] = str(self._device())
+            del state["_fused"]
             for name in ("module_", "likelihood_", "critic_", "proposer_"):
                 state[name] = None if state[name] is None else persistence.to_arrays(state[name])
             if self.proposer_ is not None:
@@ -1032,6 +1030,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 state[name] = {**state[name], "module": persistence.unpack(state[name]["module"])}
             device = persistence.available_device(state.pop("_device"))
             state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
+            state["_fused"] = fused(state["module_"])
             state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)
             shape = state["image_format_"].frame_shape
             if state.get("critic_") is not None:

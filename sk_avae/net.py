@@ -145,9 +145,10 @@ class _RecordPoses(Callback):
 
 
 def _divergence(net: NeuralNet, what: str) -> ValueError:
+    advice = getattr(net, "advice", f"Lower lr (now {net.lr:g})")
     return ValueError(
         f"Training diverged: {what} is no longer a finite number in epoch {len(net.history)}. "
-        f"Lower lr (now {net.lr:g}) or check the range of the pixels."
+        f"{advice} or check the range of the pixels."
     )
 
 
@@ -302,6 +303,8 @@ class _CriticNet(NeuralNet):
         Of `skorch.NeuralNet`.
     """
 
+    advice = "Say critic=False"
+
     def __init__(self, *args: Any, model: AVAE, **kwargs: Any) -> None:
         self.model = model
         super().__init__(*args, **kwargs)
@@ -428,6 +431,8 @@ class _ProposerNet(NeuralNet):
     *args, **kwargs
         Of `skorch.NeuralNet`.
     """
+
+    advice = "Say learned_starts=False"
 
     def __init__(self, *args: Any, model: AVAE, typical: Moments | None, draws: torch.Generator, **kwargs: Any) -> None:
         self.model = model

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .affine import REFLECTED, compose, from_matrix, invert, parameters_of, to_matrix, without_reflection, wrap_angle
 from .alignment import AVAE, Restarts, block_size, in_blocks, step_units
-from .starts import Moments, moment_proposals, moves, starting_poses
+from .starts import Moments, moment_proposals, moves, reach_of, starting_poses
 from .vae import EvenLinear
 
 _N_ANGLES = 36
@@ -57,6 +57,8 @@ class Proposer(nn.Module):
         See `alignment.typical_metric`.
     floor : Tensor of shape ()
         Score in nats that nearly all training images reach at their proposals.
+    reach : Tensor of shape (n_params,)
+        How far to either side of 0 the poses went that it has seen.
 
     Examples
     --------
@@ -67,6 +69,7 @@ class Proposer(nn.Module):
 
     metric: Tensor
     floor: Tensor
+    reach: Tensor
 
     def __init__(self, image_shape: tuple[int, int, int], family: str) -> None:
         super().__init__()
@@ -89,6 +92,13 @@ class Proposer(nn.Module):
         )
         self.register_buffer("metric", torch.eye(self.n_params))
         self.register_buffer("floor", torch.tensor(-math.inf))
+        self.register_buffer("reach", torch.zeros(self.n_params))
+
+    def knows(self, family: str, scale: tuple[float, ...]) -> bool:
+        """Tell whether it was trained for a family, and for poses as far out as its prior now lets them be."""
+        if family != self.family:
+            return False
+        return all(now <= seen * 1.001 for now, seen in zip(reach_of(family, scale), self.reach.tolist(), strict=True))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the bins, (n, n_bins), and the rest of the pose there, (n, n_bins, n_params)."""
@@ -114,7 +124,7 @@ def _units(model: AVAE, like: Tensor) -> Tensor:
 
 
 def moment_pose(model: AVAE, images: Tensor, typical: Moments | None) -> Tensor | None:
-    """Return the poses, without a turn, that give images the moments of a typical one, as far as the family can.
+    """Return poses that give images the moments of a typical one, as far as the family can, without a ring of turns.
 
     Parameters
     ----------
@@ -132,9 +142,10 @@ def moment_pose(model: AVAE, images: Tensor, typical: Moments | None) -> Tensor 
         return None
     scale = model.scale[: len(parameters_of(family))]
     proposals = moment_proposals(images, model.background, typical, 2, family, scale)
-    # Whitening takes a shear; without one it would put in a turn.
+    # Whitening (the second proposal) takes a shear; without one it would put in a turn.
+    whitens = any(name == "shear" and s > 0 for name, s in zip(names, model.scale, strict=True))
     alpha = images.new_zeros(len(images), len(names))
-    alpha[:, : len(scale)] = proposals[:, 0 if "shear" in names else 1]
+    alpha[:, : len(scale)] = proposals[:, 1 if whitens else 0]
     return alpha
 
 
@@ -209,11 +220,11 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
     peaks = (share >= before) & (share > after)
     found = ((share + before + after) * peaks).flatten(1).topk(_N_MODES, dim=1)
     units = _units(model, rest)
-    limit = (_LARGEST_REST / units.clamp(min=1e-6)).clamp(max=1e6)
-    limit[0] = _LARGEST_OFFSET
+    limit = torch.full_like(units, _LARGEST_REST)
+    limit[0] = _LARGEST_OFFSET * math.pi / _N_ANGLES
     modes = found.indices[:, :, None].expand(-1, -1, rest.shape[2])
     free = rest.new_tensor([float(s > 0) for s in model.scale])
-    poses = _centres(proposer, rest)[found.indices] * free + rest.gather(1, modes).clamp(-limit, limit) * units
+    poses = _centres(proposer, rest)[found.indices] * free + (rest.gather(1, modes) * units).clamp(-limit, limit)
     if base is not None:
         aspect = images.shape[3] / images.shape[2]
         own = to_matrix(base.double(), model.family, aspect=aspect).repeat_interleave(_N_MODES, dim=0)

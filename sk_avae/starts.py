@@ -108,6 +108,11 @@ def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Ten
     return torch.tensor(rows).view(-1, len(names))
 
 
+def reach_of(family: str, scale: tuple[float, ...]) -> list[float]:
+    """Return how far to either side of 0 `random_poses` goes, per parameter."""
+    return [float(min(REACH.get(name, 1.0), 3 * s)) for name, s in zip(parameters_of(family), scale, strict=True)]
+
+
 def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch.Generator) -> Tensor:
     """Draw poses uniformly within the reach of the table, and of three deviations of the prior.
 
@@ -128,8 +133,7 @@ def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch
     """
     names = parameters_of(family)
     uniform = 2 * torch.rand(n, len(names), generator=generator) - 1
-    reach = [float(min(REACH.get(name, 1.0), 3 * s)) for name, s in zip(names, scale, strict=True)]
-    alpha = uniform * torch.tensor(reach)
+    alpha = uniform * torch.tensor(reach_of(family, scale))
     if names[-1] == REFLECTED:
         alpha[:, -1] = (alpha[:, -1] > 0).to(alpha)
     return alpha

@@ -15,7 +15,6 @@ after Schott et al. (2018).
 """
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -163,36 +162,31 @@ MODULES = {"mlp": MLPVAE, "conv": ConvVAE}
 
 
 def fused(module: nn.Module) -> nn.Module:
-    """Return a module that computes the same as a convolutional one in evaluation mode, faster.
+    """Return a module that computes the same as a `ConvVAE` in evaluation mode, faster.
 
-    Batch norms that follow a convolution within an `nn.Sequential` are folded into its weights, and the weights put
-    into the memory format in which convolutions are fastest. Without convolutions the module itself comes back.
+    Batch norms are folded into the convolutions before them, and the weights put into the memory format in which
+    convolutions are fastest. Any other module comes back itself: what happens between its layers is its own affair.
 
     Parameters
     ----------
     module : nn.Module
-        In evaluation mode; stays as it is.
+        Stays as it is.
 
     Returns
     -------
     fused : nn.Module
         Equal up to rounding.
     """
-    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-    if module.training or not any(isinstance(part, convolutions) for part in module.modules()):
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    if type(module) is not ConvVAE or module.training or hooked:
         return module
     module = copy.deepcopy(module)
-    # A layer that stands in two places has to stay what it is in both.
-    places = Counter(id(part) for parent in module.modules() for part in parent._modules.values())
-    for parent in module.modules():
-        if type(parent) is not nn.Sequential:
-            continue
-        for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
-            once = places[id(layer)] == places[id(norm)] == 1
-            if once and type(layer) in convolutions and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+    for layers in (module.encoder, module.decoder):
+        for i, (layer, norm) in enumerate(pairwise(list(layers))):
+            if isinstance(norm, nn.BatchNorm2d):
                 transposed = isinstance(layer, nn.ConvTranspose2d)
-                parent._modules[name] = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
-                parent._modules[norm_name] = nn.Identity()
+                layers[i] = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
+                layers[i + 1] = nn.Identity()
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -100,7 +100,7 @@ def fitted_with_critic(small_avae, digits) -> AVAEEstimator:
     """One model of the session with a critic and a learned gate: nothing may change it, so take `choosy`."""
     with unchanged_random_state():
         model = small_avae(family="linear", critic=True, min_gain="auto", n_refine=3, max_epochs=30)
-        return model.set_params(max_iter=200, tol=0.1).fit(digits.X[:1400])
+        return model.set_params(max_iter=200, tol=0.1).fit(digits.X[:2200])
 
 
 @pytest.fixture

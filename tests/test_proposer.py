@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from sk_avae.affine import FAMILIES, compose, parameters_of, with_reflection
 from sk_avae.alignment import prior_scale, same_basin, screen_in_turn
 from sk_avae.proposer import Proposer, Starts, moment_pose, propose, rest_of
-from sk_avae.starts import random_poses, starting_poses
+from sk_avae.starts import moments, random_poses, starting_poses
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -196,3 +196,20 @@ def test_starts_survive_a_file(fitted, turned, tmp_path):
     assert loaded.proposer_.family == fitted.proposer_.family
     assert loaded.proposer_.floor == fitted.proposer_.floor
     assert_array_equal(loaded.transform(turned.X[:20]), fitted.transform(turned.X[:20]))
+
+
+def test_a_prior_wider_than_in_fit_does_without(small_avae, digits):
+    narrow = small_avae(alpha_prior={"angle": 0.1}, max_epochs=2).fit(digits.X[:200])
+    upside_down = digits.X_test[:50, ::-1].copy()
+    widened = narrow.set_params(alpha_prior="auto").align(upside_down).alpha
+    assert_array_equal(widened, narrow.set_params(learned_starts=False).align(upside_down).alpha)
+
+
+def test_whitening_needs_a_shear(fitted, turned):
+    images, typical = images_of(turned.X[:100]), fitted._typical_moments()
+    for family in ("rigid", "similarity"):
+        assert moment_pose(model_of(fitted, family), images, typical)[:, 0].abs().max() < 1e-5
+    model = model_of(fitted, "affine")
+    white = model.canonical(images, matrices(model, moment_pose(model, images, typical)))
+    covariance = moments(white, model.background).covariance
+    assert (covariance - typical.covariance).abs().amax(dim=(1, 2)).median() < 0.02

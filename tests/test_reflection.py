@@ -166,3 +166,13 @@ def test_the_canonicalizer_appends_the_mirror_on_request(small_avae, digits, tur
     assert canonicalizer.get_feature_names_out()[-1] == "alpha_reflected"
     assert canonicalizer.inverse_transform(T).shape == (5, 784)
     assert canonicalizer.set_params(append_alpha=False).transform(turned.X[:5]).shape == (5, 784)
+
+
+def test_a_mirror_image_is_found_where_nothing_else_is_free(small_avae, digits):
+    model = small_avae(allow_reflection=True, alpha_prior={"angle": 0}).fit(digits.X[:1000])
+    mirrored = digits.X_test[:60].reshape(-1, 28, 28)[:, :, ::-1].reshape(60, -1)
+    found = model.align(mirrored)
+    assert np.isfinite(found.gain).all()
+    assert np.abs(found.gain).max() < 1e6
+    assert found.reflected.mean() > 0.4
+    assert not model.align(digits.X_test[:60]).reflected.mean() > 0.2

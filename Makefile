@@ -4,12 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MNIST ?=
 QUICK ?=
+CALLS ?= 10000
+MINUTES ?= 10
 
-.PHONY: help env demo test lint bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training clean
+.PHONY: help env demo test lint soak bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training docs docs-fast docs-test clean
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
 	@echo "make test                        ruff, mypy, doctests and pytest"
+	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls, load, single calls, a cluster that loses a worker"
+	@echo "make docs                        these pages into docs/_build/html, examples run"
+	@echo "make docs-fast                   the same without running the examples"
+	@echo "make docs-test                   docs-fast, then every page opened in Chromium"
 	@echo "make bench-rotation MNIST=folder rotation on full MNIST (IDX files in folder)"
 	@echo "make bench-robustness MNIST=folder [QUICK=--quick]  the table against other front-ends, in steps of 75 minutes"
 	@echo "make bench-paper MNIST=folder [QUICK=--quick]       the paper's figures, in steps of 75 minutes"
@@ -35,6 +41,25 @@ lint: env
 test: env lint
 	$(BIN)/python -m pytest -q
 
+# Separate from what the tests need: a stamp of its own.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,plot,test]'
+	touch $@
+
+SPHINX = $(BIN)/python -m sphinx -W --keep-going -b html
+
+docs: $(VENV)/.installed-docs
+	$(SPHINX) docs docs/_build/html
+
+docs-fast: $(VENV)/.installed-docs
+	$(SPHINX) -D plot_gallery=0 docs docs/_build/html
+
+docs-test: docs-fast
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+soak: env
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --calls $(CALLS) --minutes $(MINUTES)
+
 bench-rotation: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }
 	$(BIN)/python benchmarks/rotation.py $(MNIST)
@@ -57,4 +82,4 @@ bench-training: env
 	$(BIN)/python benchmarks/training.py
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist out docs/_build docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache

@@ -26,6 +26,9 @@ from .affine import edge_median, invert, parameters_of, to_matrix, warp
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
 _FARTHEST_PIXEL = 1e6
 
+# Nothing that is counted one by one comes to an end beyond it, and torch counts no further.
+_LARGEST_COUNT = 2**31 - 1
+
 # Images, and pixels, whose tensors are held at once; as many images also tell the background as well as all do.
 IMAGES_PER_CHUNK = 4096
 _PIXELS_PER_CHUNK = 2**22
@@ -42,8 +45,21 @@ def feature_names(estimator: BaseEstimator, input_features: Any) -> NDArray[Any]
 
 
 def as_images(X: Any) -> Any:
-    """Return lists as arrays, and anything else as it is: data frames keep their column names."""
-    return np.asarray(X) if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1 else X
+    """Return tensors and lists as arrays, and anything else as it is: data frames keep their column names."""
+    nested = isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1
+    if isinstance(X, Tensor):
+        return X.detach().cpu().numpy()
+    return np.asarray(X) if nested else X
+
+
+@contextmanager
+def enormous_numbers_refused(name: str = "X") -> Iterator[None]:
+    """Let a check of arrays answer to numbers beyond all floats as it does to other bad ones: by one ValueError."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except OverflowError as error:
+        raise ValueError(f"{name} holds a number that is too large for any float ({error}).") from error
 
 
 def is_stack(X: Any) -> bool:
@@ -86,7 +102,8 @@ def check_rows(
         elif (*stack_shape, 1)[:3] != (*_as_shape(image_shape), 1)[:3]:
             raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.")
         X = np.asarray(X).reshape(len(X), math.prod(stack_shape))
-    rows = validate_data(estimator, X, dtype=[np.float32, np.float64, np.uint8], reset=reset)
+    with enormous_numbers_refused():
+        rows = validate_data(estimator, X, dtype=dtypes_of(X, [np.float32, np.float64, np.uint8]), reset=reset)
     return rows, resolve_image_shape(image_shape, rows.shape[1])
 
 
@@ -97,6 +114,14 @@ def _check_channels_last(stack_shape: tuple[int, ...]) -> None:
             f"X holds images of shape {stack_shape}, which look as if the channels came first; (height, width, "
             f"channels) is expected. Pass X.transpose(0, 2, 3, 1), or say image_shape={stack_shape} if they are right."
         )
+
+
+def dtypes_of(X: Any, known: list[Any]) -> list[Any]:
+    """Return known dtypes with that of X first: scikit-learn does not ask data frames of polars for theirs."""
+    if not isinstance(getattr(X, "dtypes", None), list):
+        return known
+    own = X.to_numpy().dtype
+    return sorted(known, key=lambda dtype: own != dtype)
 
 
 def wants_container(estimator: BaseEstimator) -> bool:
@@ -174,6 +199,8 @@ class ImageFormat:
         some = rows[:: max(1, len(rows) // IMAGES_PER_CHUNK)].reshape(-1, height, width, *image_shape[2:] or (1,))
         background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
+        if not math.isfinite(high - low):
+            raise ValueError(f"X has pixels from {low:g} to {high:g}: no float holds the difference. Scale X first.")
         if rescale and np.mean(background) > (low + high) / 2:
             low, high = high, low
         return cls(image_shape, pad, low, (high - low) or 1.0, background, padding)
@@ -284,13 +311,14 @@ class ImageFormat:
 
 
 def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a float32 tensor on `device`."""
-    return torch.from_numpy(array.astype(np.float32)).to(device)
+    """Return an array as a float32 tensor on `device`; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(array.astype(np.float32)).to(device)
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return an integer parameter, or raise TypeError or ValueError naming it."""
-    return int(check_scalar(value, name, (int, np.integer), min_val=minimum))
+    return int(check_scalar(value, name, (int, np.integer), min_val=minimum, max_val=_LARGEST_COUNT))
 
 
 def check_number(
@@ -301,6 +329,24 @@ def check_number(
     if isinstance(value, kinds) and math.isnan(value):
         raise ValueError(f"{name} must be a number, got nan.")
     return float(check_scalar(value, name, kinds, min_val=minimum, max_val=maximum, include_boundaries=boundaries))
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a parameter that is True or False, or raise TypeError naming it."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def check_images_are_numbers(images: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return computed images, or raise ValueError naming the argument whose numbers were too large for them."""
+    if not np.isfinite(images).all():
+        row = int((~np.isfinite(images)).any(axis=1).argmax())
+        raise ValueError(
+            f"{name} has numbers so large, in row {row} for one, that its image is no longer one of finite pixels. "
+            f"Bring pixels, latent variables and poses (logarithms of scales!) to moderate values."
+        )
+    return images
 
 
 def check_out(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

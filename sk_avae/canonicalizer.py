@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._validation import as_images, check_rows, feature_names, is_stack, wants_container
 from .alignment import AlignmentResult
+from .callbacks import CallbackSupport, Task, with_callbacks
 from .estimator import new_aligner
 
 
@@ -18,7 +19,7 @@ def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
     return canonicalizer.append_alpha
 
 
-class AffineCanonicalizer(TransformerMixin, BaseEstimator):
+class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
     """Turn images back into the pose of the training images; same columns in as out.
 
     Parameters
@@ -62,6 +63,7 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         self.append_alpha = append_alpha
         self.random_state = random_state
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit a clone of `estimator`.
 
@@ -81,7 +83,8 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         TypeError
             If `estimator` cannot align images.
         """
-        estimator = new_aligner(self.estimator, self.random_state).fit(X, y)
+        task = Task.of_fit(self, 1, X, y)
+        estimator = task.fit("fit-estimator", new_aligner(self.estimator, self.random_state), X, y)
         check_rows(estimator, X, image_shape=estimator.image_shape_)
         self.estimator_ = estimator
         self.n_features_in_ = estimator.n_features_in_
@@ -89,6 +92,7 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
             self.feature_names_in_ = estimator.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+        task.end()
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -144,7 +148,17 @@ class AffineCanonicalizer(TransformerMixin, BaseEstimator):
         return self.estimator_.align(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Return the names of the output columns: those of the input, with the pose's if `append_alpha`."""
+        """Return the names of the output columns: those of the input, with the pose's if `append_alpha`.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the pixels; None takes those seen in `fit`, else ``x0``, ``x1``, ...
+
+        Returns
+        -------
+        names : ndarray of str
+        """
         check_is_fitted(self)
         if self.append_alpha:
             return self.estimator_.get_feature_names_out(input_features)

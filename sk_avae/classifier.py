@@ -3,15 +3,18 @@
 from typing import Any, Self
 
 import numpy as np
+import sklearn
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from ._validation import check_count, check_rows, unchanged_on_error
+from .callbacks import CallbackSupport, Task, with_callbacks
 from .estimator import new_aligner
 
 
@@ -21,7 +24,7 @@ def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
     return classifier is None or hasattr(classifier, "predict_proba")
 
 
-class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
+class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
     """A classifier that sees images in the training pose, and doubts with the aligner where that is in doubt.
 
     `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them.
@@ -78,7 +81,8 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
         self.n_hypotheses = n_hypotheses
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def fit(self, X: ArrayLike, y: ArrayLike, **params: Any) -> Self:
         """Fit the aligner on images, and the classifier on what it makes of them.
 
         Parameters
@@ -87,6 +91,8 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
             Images in their canonical pose.
         y : array-like of shape (n_samples,)
             Classes.
+        **params
+            For the classifier's `fit`, as `sample_weight`; with metadata routing enabled those that it requests.
 
         Returns
         -------
@@ -107,14 +113,37 @@ class CanonicalizedClassifier(ClassifierMixin, BaseEstimator):
             assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         estimator = new_aligner(self.estimator, self.random_state)
-        classifier = LogisticRegression() if self.classifier is None else clone(self.classifier)
+        classifier = self._new_classifier()
+        routed = self._for_classifier(params)
+        task = Task.of_fit(self, 2, X, labels)
         with unchanged_on_error(self):
             check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
             check_consistent_length(X, labels)
-            self.estimator_ = estimator.fit(X, labels)
-            self.classifier_ = classifier.fit(self._best(X), labels)
+            self.estimator_ = task.fit("fit-estimator", estimator, X, labels)
+            self.classifier_ = task.fit("fit-classifier", classifier, self._best(X), labels, **routed)
             self.classes_ = self.classifier_.classes_
+        task.end()
         return self
+
+    def _new_classifier(self) -> Any:
+        return LogisticRegression() if self.classifier is None else clone(self.classifier)
+
+    def _for_classifier(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return what of `fit`'s further arguments goes to the classifier."""
+        if not sklearn.get_config()["enable_metadata_routing"]:
+            return params
+        return dict(process_routing(self, "fit", **params).classifier.fit)
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return how metadata is routed: `fit`'s to the classifier, which has to request it; the aligner takes none.
+
+        Returns
+        -------
+        routing : sklearn.utils.metadata_routing.MetadataRouter
+        """
+        fitting = MethodMapping().add(caller="fit", callee="fit")
+        router = MetadataRouter(owner=self).add_self_request(self)
+        return router.add(classifier=self._new_classifier(), method_mapping=fitting)
 
     def _check_parameters(self) -> None:
         if self.n_hypotheses is not None:

@@ -10,6 +10,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from importlib import resources
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
+from ._validation import enormous_numbers_refused
 from .affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
 
 __all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
@@ -35,6 +37,8 @@ DEFAULT_RANGES = {
 
 _SUBSETS = {"train": "train", "test": "t10k"}
 _N_TRAIN = 60_000
+# Differences of larger floats would not fit float32, in which pixels are interpolated; larger integers not float64.
+_LARGEST_PIXEL, _LARGEST_INTEGER = 1e30, 2**53
 _IMAGES_PER_CHUNK = 4096
 
 
@@ -121,14 +125,15 @@ def fetch_mnist(
     Raises
     ------
     FileNotFoundError
-        If the folder lacks a file.
+        If the folder lacks a file; another OSError if it cannot be read.
     ValueError
         If a file is no IDX file or is truncated, or `subset` is unknown.
     """
     _check_subset(subset)
-    data_home = data_home or os.environ.get("SK_AVAE_DATA")
-    if not data_home:
-        return _fetch_openml(subset)
+    if data_home is None or data_home == "":
+        data_home = os.environ.get("SK_AVAE_DATA")
+        if not data_home:
+            return _fetch_openml(subset)
     folder, prefix = Path(data_home), _SUBSETS[subset]
     images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
@@ -148,8 +153,12 @@ def _fetch_openml(subset: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _bounds(name: str, ranges: Mapping[str, Any]) -> tuple[float, float]:
     """Return the lower and upper bound of a parameter; a single number reaches to both sides."""
     reach = ranges.get(name, DEFAULT_RANGES[name])
-    low, high = (-reach, reach) if np.ndim(reach) == 0 else reach
-    if not low <= high:
+    try:
+        bounds = np.asarray(reach, dtype=float)
+    except (TypeError, ValueError):
+        bounds = np.empty(0)
+    low, high = (-bounds, bounds) if bounds.ndim == 0 else bounds if bounds.shape == (2,) else (math.nan, math.nan)
+    if not -math.inf < low <= high < math.inf:
         raise ValueError(f"ranges[{name!r}] must be a positive number or (low, high), got {reach!r}.")
     return float(low), float(high)
 
@@ -206,15 +215,23 @@ def make_perturbed(
     """
     check_family(family)
     parameters = parameters_of(family)
-    ranges = ranges or {}
+    ranges = {} if ranges is None else ranges
+    if not isinstance(ranges, Mapping):
+        raise TypeError(f"ranges must be a dict or None, got {ranges!r}.")
     unknown = sorted(set(ranges) - set(parameters))
     if unknown:
         raise ValueError(f"ranges names {unknown}, but the family {family!r} has {list(parameters)}.")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
-    if isinstance(background, str) and background != "auto":
-        raise ValueError(f"background must be a number or 'auto', got {background!r}.")
-    images = check_array(X, dtype="numeric", allow_nd=True)
+    if isinstance(background, str) and background == "auto":
+        outside = None
+    elif isinstance(background, Real) and math.isfinite(background):
+        outside = float(background)
+    else:
+        raise ValueError(f"background must be a finite number or 'auto', got {background!r}.")
+    with enormous_numbers_refused():
+        images = check_array(X, dtype="numeric", allow_nd=True)
+    _check_pixels(images)
     height, width, channels = _stack_shape(images, image_shape)
     # None must not draw from numpy's global state.
     random = check_random_state(secrets.randbelow(2**31) if random_state is None else random_state)
@@ -223,17 +240,25 @@ def make_perturbed(
     stack = images.reshape(len(images), height, width, channels)
     perturbed = np.empty_like(stack)
     some = torch.tensor(stack[:_IMAGES_PER_CHUNK].transpose(0, 3, 1, 2).astype(np.float32))
-    outside = edge_median(some) if background == "auto" else torch.full((channels,), float(background))
+    fill = edge_median(some) if outside is None else torch.full((channels,), outside)
     for start in range(0, len(stack), _IMAGES_PER_CHUNK):
         chunk = slice(start, start + _IMAGES_PER_CHUNK)
         matrix = to_matrix(torch.from_numpy(alpha[chunk]), family, aspect=width / height).float()
         pixels = torch.from_numpy(stack[chunk].transpose(0, 3, 1, 2).astype(np.float32))
-        turned = warp(pixels, invert(matrix), background=outside.float(), interpolation=interpolation)
-        turned = turned.clamp(float(stack.min()), float(stack.max()))
+        turned = warp(pixels, invert(matrix), background=fill.float(), interpolation=interpolation)
         if stack.dtype.kind in "biu":
-            turned = turned.round()
+            turned = turned.double().round()  # float32 would round the largest integer up, out of its type
+        turned = turned.clamp(float(stack.min()), float(stack.max()))
         perturbed[chunk] = turned.permute(0, 2, 3, 1).numpy().astype(stack.dtype)
     return perturbed.reshape(images.shape), alpha
+
+
+def _check_pixels(images: NDArray[Any]) -> None:
+    """Raise ValueError where pixels are too large to be interpolated."""
+    largest = max(abs(float(images.min())), abs(float(images.max())))
+    bound = _LARGEST_PIXEL if images.dtype.kind == "f" else _LARGEST_INTEGER
+    if largest > bound:
+        raise ValueError(f"X has a pixel of size {largest:.3g}, more than {bound:.3g}. Scale X first.")
 
 
 def _stack_shape(images: NDArray[Any], image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:

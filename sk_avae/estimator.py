@@ -3,10 +3,10 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,9 +24,13 @@ from ._validation import (
     IMAGES_PER_CHUNK,
     ImageFormat,
     check_count,
+    check_flag,
+    check_images_are_numbers,
     check_number,
     check_out,
     check_rows,
+    dtypes_of,
+    enormous_numbers_refused,
     feature_names,
     resolve_device,
     resolve_image_shape,
@@ -44,7 +49,9 @@ from .alignment import (
     is_constant,
     pose_deviation,
     prior_scale,
+    screen_in_turn,
 )
+from .callbacks import CallbackSupport, Task, with_callbacks
 from .choice import learn_to_choose, n_looked_at
 from .critic import Critic, Search
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
@@ -52,13 +59,75 @@ from .proposer import Proposer, Starts
 from .starts import Moments, mean_moments
 from .vae import MODULES, check_methods, check_shapes, fused
 
+# The networks of a fitted model, and the recipes in it with the names of the classes that this package builds.
+NETWORKS = ("module_", "likelihood_", "critic_", "proposer_")
+RECIPES: dict[str, Mapping[str, type[nn.Module]]] = {"_recipe": MODULES, "_likelihood_recipe": LIKELIHOODS}
+
 
 def _is_free(family: str, scale: tuple[float, ...]) -> bool:
     """Tell whether a prior with these deviations lets any parameter move; a reflection alone is none."""
     return any(s for name, s in zip(parameters_of(family), scale, strict=True) if name != REFLECTED)
 
 
-class AVAEEstimator(TransformerMixin, BaseEstimator):
+class _Plan(NamedTuple):
+    """What is trained, and on what: of a new model, or of one that goes on."""
+
+    rows: NDArray[Any]
+    images: Tensor
+    image_format: ImageFormat
+    recipe: dict[str, Any]
+    likelihood_recipe: dict[str, Any]
+    start: training.Start | None
+
+
+class _Epochs:
+    """Tells callbacks of epochs, and remembers what the last whole one gave.
+
+    Parameters
+    ----------
+    task : Task
+        Of the fit.
+    attributes : callable
+        Makes the attributes of an estimator from what training gave.
+    remembers : bool
+    """
+
+    def __init__(
+        self, task: Task, attributes: Callable[[training.Trained], dict[str, Any]], *, remembers: bool
+    ) -> None:
+        self.last: training.Trained | None = None
+        self._task = self._epoch = task
+        self._attributes = attributes
+        self._remembers = remembers
+
+    def begin_epoch(self) -> None:
+        self._epoch = self._task.subtask("epoch").begin()
+
+    def end_epoch(self, trained: Callable[[], training.Trained]) -> bool:
+        if self._remembers:
+            self.last = trained()
+        return self._epoch.end(lambda: self._attributes(trained()))
+
+
+def _kind(module: Any) -> tuple[Any, ...]:
+    """Return what a module has to have in common with one that takes its weights."""
+    if not isinstance(module, nn.Module):
+        return (module,)
+    return type(module), tuple((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
+
+
+def _name(module: Any) -> str:
+    if not isinstance(module, nn.Module):
+        return str(getattr(module, "__name__", module))
+    return f"{type(module).__name__} of {sum(tensor.numel() for tensor in module.parameters())} weights"
+
+
+def _unlearned() -> dict[str, Any]:
+    """Return the attributes of a model that chooses by ELBO and prior alone."""
+    return {"proposer_": None, "critic_": None, "temperature_": 1.0, "pose_spread_": {}, "min_gain_": None}
+
+
+class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
     `fit` trains a VAE. Afterwards, for each image, the affine pose `alpha` is found whose removal makes the
@@ -139,9 +208,16 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         nothing, or a tenth with `early_stopping`.
     n_iter_no_change : int, default=5
         See `early_stopping`.
+    warm_start : bool, default=False
+        Whether `fit` of a fitted model goes on with its weights, scaling and background for `max_epochs` more epochs.
+        `lr` starts anew; moments, learned starts, critic, temperature and gate are learned again. Parameters that the
+        weights depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without
+        what is learned from them for the search; without `warm_start` the model is as it was before `fit`.
     callbacks : list or None, default=None
         Further skorch callbacks; they are copied. To stop early use `early_stopping`: skorch's own callback
-        signals by KeyboardInterrupt, which `fit` lets through.
+        signals by KeyboardInterrupt, which `fit` lets through. scikit-learn's callbacks (1.9 and later) go in by
+        `set_callbacks`: `fit` tells them of each task "epoch" and of "learn-search"; one that returns True at the end
+        of an epoch ends the training of the VAE there.
     device : str or torch.device, default="cpu"
         Where to compute.
     random_state : int, RandomState instance or None, default=None
@@ -151,7 +227,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     memory : str, joblib.Memory or None, default=None
         Where trained weights are kept, so that equal images and settings are not trained again: a grid over
         `n_restarts` then trains once per fold (with `align_training` the search is a part of training). Critic
-        and learned starts are trained anew. Not used with `callbacks` or without an int `random_state`. Clear it
+        and learned starts are trained anew. Not used with callbacks of either kind, without an int `random_state`, or
+        in `partial_fit`. Clear it
         after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
@@ -170,11 +247,12 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Mean centroid and covariance of the training images' ink, which starting poses aim at; None after
         `from_vae` without images.
     history_ : list of dict
-        Per epoch: `epoch`, `train_loss` and, with held-out images, `valid_loss` (nats per image); with
-        `align_training` also `moved`, the share of images whose pose went to another optimum, and per parameter
-        `pose_std_<name>`, the standard deviation of the poses (circular for the angle).
+        Per epoch, those of earlier fits with `warm_start` and of `partial_fit` included: `epoch` (from 1),
+        `train_loss` and, with held-out images, `valid_loss` (nats per image); with `align_training` also `moved`, the
+        share of images whose pose went to another optimum, and per parameter `pose_std_<name>`, the standard deviation
+        of the poses (circular for the angle).
     n_iter_ : int
-        Epochs run.
+        Epochs run, the length of `history_`: less than `max_epochs` if training stopped early.
     alpha_ : ndarray of shape (n_samples, n_params)
         With `align_training`, the poses of the training images, in the units of `transform`'s; found once more by the
         whole search when the weights were final.
@@ -208,6 +286,15 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
     (5, 785)
     """
 
+    module_: Any
+    likelihood_: Any
+    proposer_: Any
+    critic_: nn.Module | None
+    moments_: tuple[NDArray[Any], ...] | None
+    min_gain_: float | None
+
+    __metadata_request__transform = {"out": UNUSED}  # noqa: RUF012  # where to write is no metadata
+
     def __init__(
         self,
         latent_size: int = 16,
@@ -237,6 +324,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         early_stopping: bool = False,
         validation_fraction: float | None = None,
         n_iter_no_change: int = 5,
+        warm_start: bool = False,
         callbacks: list[Any] | None = None,
         device: str | torch.device = "cpu",
         random_state: Any = None,
@@ -269,6 +357,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
         self.callbacks = callbacks
         self.device = device
         self.random_state = random_state
@@ -276,6 +365,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     # ------------------------------------------------------------------ fitting
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train the VAE on images in their canonical pose, or with `align_training` on images in any pose.
 
@@ -298,13 +388,95 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError, TypeError
-            If X or a parameter is not as documented, or if training diverges. A model that was fitted before
-            is then left as it was.
+            If X or a parameter is not as documented, if training diverges, or if `warm_start` finds a model with other
+            settings. A model that was fitted before is then left as it was.
         """
+        self._check_parameters()
+        task, interrupt = Task.of_fit(self, int(self.max_epochs) + 1, X, y), None
         with unchanged_on_error(self):
+            plan = self._plan(X, goes_on=self.warm_start and hasattr(self, "module_"))
+            # What callbacks see of an epoch has no gate yet.
+            epochs = _Epochs(
+                task,
+                lambda trained: {**self._attributes(plan, trained), "min_gain_": 0.0},
+                remembers=bool(self.warm_start),
+            )
+            try:
+                trained = self._trained(plan, epochs)
+                self._become(plan, trained)
+                learning = task.subtask("learn-search").begin()
+                self._learn_search(plan, trained)
+                learning.end()
+            except KeyboardInterrupt as error:
+                if epochs.last is None:
+                    raise
+                self._become(plan, epochs.last)
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+        task.end()
+        return self
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Train the VAE for one epoch: a pass over X in batches of `batch_size`, at a learning rate that stays `lr`.
+
+        The first call builds the model, unless there is a fitted one, and fixes the images' shape, the scaling, the
+        background, the likelihood and the moments that starting poses aim at: let its images be typical. Adam goes on
+        where the last call left it. Nothing is held out: `early_stopping` and `validation_fraction` have no part in it.
+        What `fit` learns for the search (learned starts, critic, temperature, gate) would be that of other weights and
+        is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start` learns it
+        again.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in their canonical pose, or with `align_training` in any pose, which is then found anew in each call.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : AVAEEstimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            As by `fit`, or if `min_gain` is "auto", which is learned in `fit` only. The model is then left as it was.
+
+        Examples
+        --------
+        >>> from sk_avae.datasets import load_mnist_sample
+        >>> X, _ = load_mnist_sample("train")
+        >>> avae = AVAEEstimator(random_state=0)
+        >>> for start in range(0, 600, 200):
+        ...     avae = avae.partial_fit(X[start : start + 200])
+        >>> avae.n_iter_
+        3
+        """
+        self._check_parameters()
+        if self.min_gain == "auto":
+            raise ValueError(
+                "min_gain='auto' is learned in `fit` only, not in `partial_fit`. Say min_gain in nats, or use `fit` "
+                "with warm_start=True."
+            )
+        with unchanged_on_error(self):
+            plan = self._plan(X, goes_on=hasattr(self, "module_"))
+            moments = getattr(self, "moments_", None)
+            self._become(plan, self._trained(plan))
+            self.moments_ = self.moments_ if moments is None else moments
+        return self
+
+    def _plan(self, X: ArrayLike, *, goes_on: bool) -> _Plan:
+        """Return what to train on X: the fitted model if it goes on, else a new one."""
+        device = resolve_device(self.device)
+        if goes_on:
+            rows, _ = check_rows(self, X, image_shape=self.image_shape_)
+            self._check_goes_on()
+            image_format, recipe, likelihood_recipe = self.image_format_, self._recipe, self._likelihood_recipe
+            weights = persistence.to_arrays(self.module_), persistence.to_arrays(self.likelihood_)
+            start = training.Start(*weights, getattr(self, "_adam", None), self.n_iter_)
+        else:
             rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
-            self._check_parameters()
-            device = resolve_device(self.device)
             image_format = ImageFormat.learn(
                 rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=self.rescale
             )
@@ -312,64 +484,116 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 self._module_recipe(image_format),
                 self._likelihood_recipe_for(image_format, rows),
             )
-            images = self._training_images(image_format, persistence.build(likelihood_recipe), rows, device)
-            trained = self._trained(rows, images, image_format, recipe, likelihood_recipe)
-            self.module_ = persistence.rebuild(recipe, trained.vae, device)
-            self._fused = fused(self.module_)
-            self.likelihood_ = persistence.rebuild(likelihood_recipe, trained.likelihood, device)
-            self.image_format_, self.image_shape_ = image_format, image_shape
-            self.history_, self.n_iter_ = trained.history, len(trained.history)
-            # Copies: a memory may hand out memory maps of its files.
-            self.moments_: tuple[NDArray[Any], ...] | None = tuple(map(np.array, trained.moments))
-            self._recipe, self._likelihood_recipe = recipe, likelihood_recipe
-            self._choose_as_told()
-            generator = torch.Generator()
-            generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
-            if self.align_training:
-                images = self._some_canonical_images(rows, images, generator)
-            self._learn_to_choose(images, generator)
-            if self.align_training:
-                self.alpha_ = self._align(rows, min_gain=0.0).alpha
-            elif hasattr(self, "alpha_"):
-                del self.alpha_  # of an earlier fit
-        return self
+            start = None
+        images = self._training_images(image_format, persistence.build(likelihood_recipe), rows, device)
+        return _Plan(rows, images, image_format, recipe, likelihood_recipe, start)
 
-    def _trained(
-        self,
-        rows: NDArray[Any],
-        images: Tensor,
-        image_format: ImageFormat,
-        recipe: dict[str, Any],
-        likelihood_recipe: dict[str, Any],
-    ) -> training.Trained:
-        """Train a VAE, or find what was trained before from equal images by equal settings."""
+    def _check_goes_on(self) -> None:
+        """Raise if the parameters that are set now describe another model than the one that is to go on."""
+        image_format, then = self.image_format_, self._recipe
+        shape = self.image_shape_
+        if self.image_shape is not None:
+            shape = resolve_image_shape(self.image_shape, self.n_features_in_)
+        now = self._module_recipe(replace(image_format, image_shape=shape, pad=int(self.pad)))
+        settings = {
+            "image_shape": (self.image_shape_[:2], shape[:2]),
+            "pad": (image_format.pad, int(self.pad)),
+            "padding": (image_format.padding, self.padding),
+        }
+        if _kind(then["module"]) != _kind(now["module"]):
+            settings["module"] = _name(then["module"]), _name(now["module"])
+        for name in ("latent_size", "hidden_layer_sizes"):
+            if name in then["arguments"] and name in now["arguments"]:
+                settings[name] = then["arguments"][name], now["arguments"][name]
+        if self.likelihood != "auto":
+            likelihoods = [
+                recipe["module"]
+                for recipe in (self._likelihood_recipe, self._likelihood_recipe_for(image_format, np.empty(0)))
+            ]
+            if _kind(likelihoods[0]) != _kind(likelihoods[1]):
+                settings["likelihood"] = _name(likelihoods[0]), _name(likelihoods[1])
+        changed = [f"{name}={new} (was {old})" for name, (old, new) in settings.items() if old != new]
+        if changed:
+            raise ValueError(
+                f"The model cannot go on with its weights, which belong to other settings than {', '.join(changed)}. "
+                f"Set them back, or fit a new model by `fit` with warm_start=False."
+            )
+
+    def _attributes(self, plan: _Plan, trained: training.Trained) -> dict[str, Any]:
+        """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
+        device = plan.images.device
+        module = persistence.rebuild(plan.recipe, trained.vae, device)
+        earlier = [] if plan.start is None else self.history_[: plan.start.n_epochs]
+        history = [*earlier, *({**epoch, "epoch": epoch["epoch"] + len(earlier)} for epoch in trained.history)]
+        return {
+            "module_": module,
+            "_fused": fused(module),
+            "likelihood_": persistence.rebuild(plan.likelihood_recipe, trained.likelihood, device),
+            "image_format_": plan.image_format,
+            "image_shape_": plan.image_format.image_shape,
+            "history_": history,
+            "n_iter_": len(history),
+            # Copies: a memory may hand out memory maps of its files.
+            "moments_": tuple(map(np.array, trained.moments)),
+            "_recipe": plan.recipe,
+            "_likelihood_recipe": plan.likelihood_recipe,
+            "_adam": trained.adam,
+            **_unlearned(),
+        }
+
+    def _become(self, plan: _Plan, trained: training.Trained) -> None:
+        self.__dict__.update(self._attributes(plan, trained))
+        self.__dict__.pop("alpha_", None)  # of an earlier fit
+
+    def _learn_search(self, plan: _Plan, trained: training.Trained) -> None:
+        """Learn what helps the search from the training images, now that the weights are final."""
+        images, generator = plan.images, torch.Generator()
+        generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
+        if self.align_training:
+            images = self._some_canonical_images(plan.rows, images, generator)
+        self._learn_to_choose(images, generator)
+        if self.align_training:
+            self.alpha_ = self._align(plan.rows, min_gain=0.0).alpha
+
+    def _trained(self, plan: _Plan, epochs: _Epochs | None = None) -> training.Trained:
+        """Train a VAE, or find what was trained before from equal images by equal settings.
+
+        Without `epochs` to be told of this is a part of a training whose end is not known.
+        """
+        in_part = epochs is None
         pose_search = None
         if self.align_training:
-            scale = self._frame_scale(image_format)
-            self._warn_if_poses_mean_little(images, scale)
+            scale = self._frame_scale(plan.image_format)
+            self._warn_if_poses_mean_little(plan.images, scale)
             pose_search = training.PoseSearch(self._family, scale, int(self.n_restarts))
         job = training.Job(
-            rows=np.ascontiguousarray(rows),  # strides have no part in what is remembered
-            image_format=image_format,
-            recipe={**recipe, "module": persistence.pack(recipe["module"])},
-            likelihood_recipe={**likelihood_recipe, "module": persistence.pack(likelihood_recipe["module"])},
+            rows=np.ascontiguousarray(plan.rows),  # strides have no part in what is remembered
+            image_format=plan.image_format,
+            recipe={**plan.recipe, "module": persistence.pack(plan.recipe["module"])},
+            likelihood_recipe={
+                **plan.likelihood_recipe,
+                "module": persistence.pack(plan.likelihood_recipe["module"]),
+            },
             latent_size=int(self.latent_size),
-            max_epochs=int(self.max_epochs),
+            max_epochs=1 if in_part else int(self.max_epochs),
             batch_size=int(self.batch_size),
             lr=float(self.lr),
             weight_decay=float(self.weight_decay),
-            patience=int(self.n_iter_no_change) if self.early_stopping else None,
-            validation_fraction=self.validation_fraction or (0.1 if self.early_stopping else None),
+            patience=int(self.n_iter_no_change) if self.early_stopping and not in_part else None,
+            validation_fraction=None if in_part else self.validation_fraction or (0.1 if self.early_stopping else None),
             pose_search=pose_search,
+            start=plan.start,
+            in_part=in_part,
             seed=seed_from(self.random_state),
-            device=str(images.device),
+            device=str(plan.images.device),
             versions=(__version__, torch.__version__),
         )
         run: Callable[..., training.Trained] = training.run
         memory = check_memory(self.memory)
-        if not self.callbacks and isinstance(self.random_state, Integral):
-            run = memory.cache(run, ignore=["images", "callbacks", "verbose"])
-        return run(job, images, self.callbacks or [], self.verbose)
+        told = self.callbacks or getattr(self, "_skl_callbacks", None)
+        if not in_part and not told and isinstance(self.random_state, Integral):
+            run = memory.cache(run, ignore=["images", "callbacks", "verbose", "watch"])
+        return run(job, plan.images, self.callbacks or [], self.verbose, epochs)
 
     def _training_images(
         self, image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device
@@ -391,12 +615,16 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             check_count(name, getattr(self, name))
         self._check_search()
         check_count("pad", self.pad, minimum=0)
+        for name in ("rescale", "early_stopping"):
+            check_flag(name, getattr(self, name))
         if self.padding not in PADDINGS:
             raise ValueError(f"padding must be one of {list(PADDINGS)}, got {self.padding!r}.")
         check_number("lr", self.lr, boundaries="neither")
         check_number("weight_decay", self.weight_decay)
         if self.validation_fraction is not None:
             check_number("validation_fraction", self.validation_fraction, maximum=1.0, boundaries="neither")
+        if not isinstance(self.callbacks, Sequence | None):
+            raise TypeError(f"callbacks must be a list or None, got {self.callbacks!r}.")
         if not isinstance(self.hidden_layer_sizes, Iterable):
             raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
         for width in self.hidden_layer_sizes:
@@ -404,9 +632,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
-        for name in ("allow_reflection", "learned_starts", "critic", "align_training"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        for name in ("allow_reflection", "learned_starts", "critic", "align_training", "warm_start"):
+            check_flag(name, getattr(self, name))
         check_family(self.family)
         prior_scale(self.alpha_prior, self._family)
         for name in ("n_restarts", "n_refine"):
@@ -462,14 +689,6 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             return
         warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
 
-    def _choose_as_told(self) -> None:
-        """Choose by ELBO and prior alone: what holds until something is learned."""
-        self.proposer_: Any = None
-        self.critic_: nn.Module | None = None
-        self.temperature_ = 1.0
-        self.pose_spread_: dict[str, float] = {}
-        self.min_gain_: float | None = None
-
     def _some_canonical_images(self, rows: NDArray[Any], images: Tensor, generator: torch.Generator) -> Tensor:
         """Return as many training images in the common pose as something can be learned from."""
         some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
@@ -510,7 +729,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         if self.min_gain_ is None:
             raise ValueError(
                 "min_gain='auto' is learned from at least 100 images in the canonical pose that are not constant, but "
-                "there were fewer. Give more of them (to `from_vae` as X), or say min_gain in nats."
+                "there were fewer, or the weights have changed since. Give more of them (to `from_vae` as X), `fit` "
+                "with warm_start=True, or say min_gain in nats."
             )
         return self.min_gain_
 
@@ -574,6 +794,10 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         shape = resolve_image_shape(image_shape, math.prod(image_shape))
         channels = shape[2] if len(shape) == 3 else 1
         per_channel = np.broadcast_to(np.asarray(background, dtype=float), channels)
+        for name, value in {"offset": offset, "scale": scale}.items():
+            check_number(name, value, -math.inf, math.inf, boundaries="neither")
+        if not scale or not np.isfinite(per_channel).all():
+            raise ValueError(f"scale must not be 0 and background finite, got {scale!r} and {background!r}.")
         image_format = ImageFormat(
             shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()), estimator.padding
         )
@@ -589,7 +813,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         estimator.image_format_, estimator.image_shape_ = image_format, shape
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_, estimator.moments_ = [], 0, None
-        estimator._choose_as_told()
+        estimator.__dict__.update(_unlearned())
         if X is not None:
             rows = estimator._rows(X)
             images = estimator._training_images(image_format, estimator.likelihood_, rows, device)
@@ -648,9 +872,13 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """
         rows = self._rows(X)
         out = check_out(out, (len(rows), rows.shape[1] + len(parameters_of(self._family))), rows.dtype)
-        out[:, rows.shape[1] :] = alpha = self._align(rows).alpha
-        for chunk in self.image_format_.chunks(len(rows)):
-            out[chunk, : rows.shape[1]] = self.image_format_.warp_rows(rows[chunk], alpha[chunk], self._family)
+        n_features, n_missed = rows.shape[1], 0
+        # A chunk at a time to its end: nothing is kept of an image but its row.
+        for chunk, found in self._aligned_chunks(rows):
+            out[chunk, n_features:] = found.alpha
+            out[chunk, :n_features] = self.image_format_.warp_rows(rows[chunk], found.alpha, self._family)
+            n_missed += int((~found.converged).sum())
+        self._warn_unconverged(n_missed, len(rows))
         return out
 
     def transform_hypotheses(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -690,7 +918,8 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         pixels, alpha = self._split(X, "X", self.n_features_in_, "n_features")
-        return self._warp(pixels, alpha, inverse=True)
+        with np.errstate(over="ignore"):
+            return check_images_are_numbers(self._warp(pixels, alpha, inverse=True), "X")
 
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         parts = [
@@ -701,7 +930,9 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
 
     def _split(self, X: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split rows into their first columns and the pose behind them."""
-        rows = check_array(X, dtype=[np.float32, np.float64], input_name=name)
+        self._check_search()
+        with enormous_numbers_refused(name):
+            rows = check_array(X, dtype=dtypes_of(X, [np.float32, np.float64]), input_name=name)
         n_params = len(parameters_of(self._family))
         if rows.shape[1] != n_first + n_params:
             raise ValueError(
@@ -765,9 +996,19 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return with_reflection(self.family) if self.allow_reflection else self.family
 
     def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
+        found = [part for _, part in self._aligned_chunks(rows, certainty=certainty, min_gain=min_gain)]
+        parts = [part.arrays() for part in found]
+        arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        result = replace(found[0], **arrays)
+        self._warn_unconverged(int((~result.converged).sum()), len(rows))
+        return result
+
+    def _aligned_chunks(
+        self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None
+    ) -> Iterator[tuple[slice, AlignmentResult]]:
+        """Align rows a chunk at a time; yield where each chunk is, and its result in the input's units."""
         model = self._model()
         starts = Starts(self._typical_moments(), self._proposer_for(model.scale))
-        chunks = []
         with tqdm(total=len(rows), desc="Aligning", unit="image", disable=self.verbose <= 0) as progress:
             for chunk in self.image_format_.chunks(len(rows)):
                 images = self._to_model(rows[chunk])
@@ -777,7 +1018,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                     starts.of(model, images, self.n_restarts),
                     n_refine=self.n_refine,
                     max_iter=self.max_iter,
-                    tol=self.tol,
+                    tol=float(self.tol),
                     min_gain=self._gate() if min_gain is None else min_gain,
                     temperature=self.temperature_,
                     movable=~is_constant(self.image_format_.crop(images)),
@@ -785,22 +1026,19 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
                 if certainty:
                     deviation = pose_deviation(model, images, result.alpha)
                     result = replace(result, alpha_std=deviation)
-                chunks.append({name: tensor.cpu().numpy() for name, tensor in result.arrays().items()})
+                arrays = {name: tensor.cpu().numpy() for name, tensor in result.arrays().items()}
+                yield chunk, self._in_input_units(arrays, rows.dtype)
                 progress.update(len(images))
-        arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        self._warn_unconverged(arrays["converged"])
-        return self._in_input_units(arrays, rows.dtype)
 
     def _typical_moments(self) -> Moments | None:
         if self.moments_ is None:
             return None
         return Moments(*(to_tensor(moment, self._device()) for moment in self.moments_))
 
-    def _warn_unconverged(self, converged: NDArray[Any]) -> None:
-        n_missed = int((~converged).sum())
+    def _warn_unconverged(self, n_missed: int, n_images: int) -> None:
         if n_missed and self.max_iter:
             warnings.warn(
-                f"The poses of {n_missed} of {len(converged)} images stopped at max_iter={self.max_iter} before "
+                f"The poses of {n_missed} of {n_images} images stopped at max_iter={self.max_iter} before "
                 f"they converged to tol={self.tol:g} nats. Raise max_iter or tol if that is too coarse.",
                 ConvergenceWarning,
                 stacklevel=4,
@@ -830,6 +1068,21 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         if not self.likelihood_.is_density:
             return 0.0
         return -math.prod(self.image_format_.frame_shape) * math.log(abs(self.image_format_.scale))
+
+    def _screened(self, row: NDArray[Any]) -> NDArray[Any]:
+        """Return the starting poses at which one image, of shape (1, n_features), is tried: (n_tried, n_params)."""
+        model, image = self._model(), self._to_model(row)
+        starts = Starts(self._typical_moments(), self._proposer_for(model.scale)).of(model, image, self.n_restarts)
+        tried = screen_in_turn(model, image, starts)[0] > -math.inf
+        return starts.alpha[0, tried].cpu().numpy() * self.image_format_.frame_units(parameters_of(self._family))
+
+    def _elbo_at(self, row: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+        """Return the ELBO of one image, of shape (1, n_features), at poses of shape (n, n_params), in nats."""
+        model, image = self._model(), self._to_model(row)
+        elbo = self._in_blocks(
+            lambda pose: model.elbo(image.expand(len(pose), -1, -1, -1), pose), self._pose_to_model(alpha)
+        )
+        return elbo + self._log_jacobian()
 
     # ------------------------------------------------------------------ scores
     def score_samples(self, X: ArrayLike) -> NDArray[Any]:
@@ -864,7 +1117,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             In nats per image.
         """
         rows = self._rows(X)
-        if align:
+        if check_flag("align", align):
             return -self._align(rows).elbo
         model = self._model()
         parts = [
@@ -946,7 +1199,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             z = to_tensor(latent[chunk], self._device())
             images = self._in_blocks(expected_image, z, self._pose_to_model(alpha[chunk]))
             parts.append(image_format.to_rows(image_format.from_model(torch.from_numpy(images))))
-        return np.concatenate(parts).astype(latent.dtype, copy=False)
+        return check_images_are_numbers(np.concatenate(parts).astype(latent.dtype, copy=False), "Z")
 
     def reconstruct(self, X: ArrayLike) -> NDArray[Any]:
         """Return what the model makes of images: encoded in the canonical pose, decoded, brought back.
@@ -976,6 +1229,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
             `random_state` draws the same ones at each call.
         """
         check_is_fitted(self)
+        self._check_search()
         check_count("n_samples", n_samples)
         random = np.random.default_rng(seed_from(self.random_state))
         latent = random.standard_normal((n_samples, self._recipe["arguments"]["latent_size"]), dtype=np.float32)
@@ -996,6 +1250,7 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         names : ndarray of str
         """
         check_is_fitted(self)
+        self._check_search()
         alphas = [f"alpha_{name}" for name in parameters_of(self._family)]
         return np.concatenate([feature_names(self, input_features), np.array(alphas, dtype=object)])
 
@@ -1005,17 +1260,21 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: arrays, numbers, strings and containers of them, and the user's own objects."""
         state = dict(super().__getstate__())
         state["_sk_avae_version"] = __version__
+        if isinstance(self.device, torch.device):
+            state["device"] = str(self.device)
         if "module_" in state:
             state["_device"] = str(self._device())
             del state["_fused"]
-            for name in ("module_", "likelihood_", "critic_", "proposer_"):
+            for name in NETWORKS:
                 state[name] = None if state[name] is None else persistence.to_arrays(state[name])
             if self.proposer_ is not None:
                 state["proposer_"] = state["proposer_"], self.proposer_.family
-            for name in ("_recipe", "_likelihood_recipe"):
-                state[name] = {**state[name], "module": persistence.pack(state[name]["module"])}
+            state["image_format_"] = asdict(self.image_format_)
+            for name, registered in RECIPES.items():
+                state[name] = {**state[name], "module": persistence.pack(state[name]["module"], registered)}
         for name in ("module", "likelihood"):
             state[name] = persistence.pack(state[name])
         return state
@@ -1026,20 +1285,38 @@ class AVAEEstimator(TransformerMixin, BaseEstimator):
         for name in ("module", "likelihood"):
             state[name] = persistence.unpack(state[name])
         if "module_" in state:
-            for name in ("_recipe", "_likelihood_recipe"):
-                state[name] = {**state[name], "module": persistence.unpack(state[name]["module"])}
             device = persistence.available_device(state.pop("_device"))
-            state["module_"] = persistence.rebuild(state["_recipe"], state["module_"], device)
+            if isinstance(state["image_format_"], dict):
+                state["image_format_"] = ImageFormat(**state["image_format_"])
+            for name, registered in RECIPES.items():
+                state[name] = {**state[name], "module": persistence.unpack(state[name]["module"], registered)}
+            recipes = recipes_of(state, state["image_format_"].frame_shape)
+            if state.get("proposer_") is not None:
+                state["proposer_"], _ = state["proposer_"]
+            for name in NETWORKS:
+                arrays = state.get(name)
+                state[name] = None if arrays is None else persistence.rebuild(recipes[name], arrays, device)
             state["_fused"] = fused(state["module_"])
-            state["likelihood_"] = persistence.rebuild(state["_likelihood_recipe"], state["likelihood_"], device)
-            shape = state["image_format_"].frame_shape
-            if state.get("critic_") is not None:
-                recipe = {"module": Critic, "arguments": {"image_shape": shape}}
-                state["critic_"] = persistence.rebuild(recipe, state["critic_"], device)
-            arrays, family = state.get("proposer_") or (None, None)
-            recipe = {"module": Proposer, "arguments": {"image_shape": shape, "family": family}}
-            state["proposer_"] = arrays and persistence.rebuild(recipe, arrays, device)
         super().__setstate__(state)
+
+
+def recipes_of(state: Mapping[str, Any], frame_shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
+    """Return how to build each of the `NETWORKS` of a fitted model, see `persistence.build`.
+
+    Parameters
+    ----------
+    state : mapping from str to object
+        What `AVAEEstimator.__getstate__` returns, its recipes unpacked.
+    frame_shape : tuple of int
+        (n_channels, height, width) of what the networks see.
+    """
+    _, family = state.get("proposer_") or (None, None)
+    return {
+        "module_": state["_recipe"],
+        "likelihood_": state["_likelihood_recipe"],
+        "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape}},
+        "proposer_": {"module": Proposer, "arguments": {"image_shape": frame_shape, "family": family}},
+    }
 
 
 def new_aligner(estimator: Any, random_state: Any) -> Any:

@@ -11,8 +11,7 @@ Kingma & Welling (2013), "Auto-Encoding Variational Bayes", algorithm 1 (one sam
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from skorch import NeuralNet
@@ -183,6 +182,16 @@ class _BestWeights(EarlyStopping):
         net.criterion_.load_state_dict(self.best_likelihood_)
 
 
+class Watch(Protocol):
+    """Told of every epoch; may ask to stop."""
+
+    def begin_epoch(self) -> None:
+        """Note that an epoch begins."""
+
+    def end_epoch(self, history: list[dict[str, float]]) -> bool:
+        """Note that an epoch ended, and return whether it shall be the last one."""
+
+
 def train(
     model: AVAE,
     images: Tensor,
@@ -200,6 +209,8 @@ def train(
     generator: torch.Generator,
     device: torch.device,
     verbose: int,
+    adam: dict[int, Any] | None = None,
+    watch: Watch | None = None,
 ) -> list[dict[str, float]]:
     """Train a VAE and the learned part of its likelihood in place.
 
@@ -229,6 +240,11 @@ def train(
     device : torch.device
     verbose : int
         Prints a line per epoch if positive.
+    adam : dict or None, default=None
+        Adam's state, which goes on from there, in place; an empty one begins anew. The learning rate then stays as it
+        is: this is a part of a training whose end is not known.
+    watch : Watch or None, default=None
+        Told of every epoch, with the history up to it.
 
     Returns
     -------
@@ -240,9 +256,14 @@ def train(
     ------
     ValueError
         If the loss or a weight becomes infinite or not a number.
+    TypeError
+        If a callback is none.
     """
+    _check_callbacks(callbacks)
     n_steps = max_epochs * -(-len(images) // batch_size)
-    own: list[Any] = [LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch", event_name=None)]
+    own: list[Any] = []
+    if adam is None:
+        own.append(LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch", event_name=None))
     if patience is not None:
         own.append(_BestWeights(patience=patience))
     if verbose:
@@ -269,7 +290,12 @@ def train(
         device=device,
         verbose=verbose,
     )
-    _run(net, _numbered(images), (*model.vae.parameters(), *model.likelihood.parameters()))
+    weights = (*model.vae.parameters(), *model.likelihood.parameters())
+    _run(net, _numbered(images), weights, adam=adam, watch=watch)
+    return _history(net)
+
+
+def _history(net: NeuralNet) -> list[dict[str, float]]:
     kept = ("epoch", "train_loss", "valid_loss", "moved")
     return [
         {name: float(epoch[name]) for name in epoch if name in kept or name.startswith("pose_std_")}
@@ -277,19 +303,51 @@ def train(
     ]
 
 
+def _check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raise TypeError unless these are skorch callbacks (instances or classes), or pairs of a name and one."""
+    for callback in callbacks:
+        last = callback[-1] if isinstance(callback, tuple) and callback else callback
+        if not (isinstance(last, Callback) or (isinstance(last, type) and issubclass(last, Callback))):
+            raise TypeError(f"callbacks must be skorch callbacks, or pairs of a name and one, got {callback!r}.")
+
+
 def _numbered(images: Tensor) -> TensorDataset:
     return TensorDataset(images, torch.arange(len(images), device=images.device))
 
 
-def _run(net: NeuralNet, dataset: TensorDataset, weights: Iterable[Tensor]) -> None:
+def _run(
+    net: NeuralNet,
+    dataset: TensorDataset,
+    weights: Iterable[Tensor],
+    *,
+    adam: dict[int, Any] | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Do what `NeuralNet.fit` does, less its catching of KeyboardInterrupt; raise if a weight is no number then."""
     net.initialize()
+    if adam:
+        net.optimizer_.load_state_dict({**net.optimizer_.state_dict(), "state": adam})
     net.notify("on_train_begin", X=dataset)
-    with suppress(_StopTrainingError):
-        net.fit_loop(dataset)
+    for _ in range(net.max_epochs):
+        if _is_last_epoch(net, dataset, watch):
+            break
     net.notify("on_train_end", X=dataset)
+    if adam is not None:
+        adam.update(net.optimizer_.state_dict()["state"])
     if not all(weight.isfinite().all() for weight in weights):
         raise _divergence(net, "a weight")
+
+
+def _is_last_epoch(net: NeuralNet, dataset: TensorDataset, watch: Watch | None) -> bool:
+    """Train for an epoch, and return whether training shall stop after it."""
+    if watch is not None:
+        watch.begin_epoch()
+    stopped = False
+    try:
+        net.fit_loop(dataset, epochs=1)
+    except _StopTrainingError:
+        stopped = True
+    return (watch is not None and watch.end_epoch(_history(net))) or stopped
 
 
 class _CriticNet(NeuralNet):

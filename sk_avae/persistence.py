@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,11 @@ class PackedModule:
     fixed: tuple[Place, ...]
 
 
-def pack(value: Any) -> Any:
-    """Take the tensors out of a module; anything else comes back as it is."""
+def pack(value: Any, registered: Mapping[str, type[nn.Module]] = MappingProxyType({})) -> Any:
+    """Take the tensors out of a module, and name a registered class; anything else comes back as it is."""
+    for name, known in registered.items():
+        if value is known:
+            return name
     if not isinstance(value, nn.Module):
         return value
     skeleton = copy.deepcopy(value)
@@ -95,8 +99,10 @@ def pack(value: Any) -> Any:
     return PackedModule(skeleton, arrays, tied, fixed)
 
 
-def unpack(value: Any) -> Any:
-    """Put the tensors back, on the CPU; anything but a packed module comes back as it is."""
+def unpack(value: Any, registered: Mapping[str, type[nn.Module]] = MappingProxyType({})) -> Any:
+    """Put the tensors back, on the CPU, and the class for its name; anything else comes back as it is."""
+    if isinstance(value, str) and value in registered:
+        return registered[value]
     if not isinstance(value, PackedModule):
         return value
     module = copy.deepcopy(value.skeleton)
@@ -132,7 +138,7 @@ def available_device(device: Any) -> torch.device:
     """Return the device to load a model onto: the one it was fitted on if this machine has it, else the CPU."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ImportError):  # the last where a backend is a package of its own
         message = f"The model was fitted on {device!r}, which is not available here: loading it on the CPU."
         warnings.warn(message, UserWarning, stacklevel=3)
         return torch.device("cpu")

@@ -90,7 +90,8 @@ class Proposer(nn.Module):
             nn.ReLU(),
             EvenLinear(_HIDDEN, self.n_bins * (1 + self.n_params)),
         )
-        self.register_buffer("metric", torch.eye(self.n_params))
+        # Not `torch.eye`: on the meta device, on which files are checked, that imports for two seconds.
+        self.register_buffer("metric", torch.zeros(self.n_params, self.n_params).fill_diagonal_(1))
         self.register_buffer("floor", torch.tensor(-math.inf))
         self.register_buffer("reach", torch.zeros(self.n_params))
 

@@ -1,7 +1,7 @@
 """Training as a function of plain data: what it depends on goes in, arrays come out, so that it can be cached."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,25 @@ class PoseSearch(NamedTuple):
     n_restarts: int
 
 
+class Start(NamedTuple):
+    """Where training goes on.
+
+    Attributes
+    ----------
+    vae, likelihood : dict from str to ndarray
+        Parameters and buffers.
+    adam : dict or None
+        The state of Adam to go on with, with arrays for tensors; None begins anew.
+    n_epochs : int
+        Done before: those to come draw other random numbers.
+    """
+
+    vae: dict[str, NDArray[Any]]
+    likelihood: dict[str, NDArray[Any]]
+    adam: dict[int, dict[str, NDArray[Any]]] | None
+    n_epochs: int
+
+
 class Job(NamedTuple):
     """All that the trained weights depend on.
 
@@ -43,6 +62,10 @@ class Job(NamedTuple):
         Share of the images that is held out.
     pose_search : PoseSearch or None
         For images without a common pose; None trains on them as they come.
+    start : Start or None
+        None builds a new VAE.
+    in_part : bool
+        Whether more training will follow: the learning rate stays as it is, and the state of Adam is kept.
     seed : int
         Of all random numbers.
     device : str
@@ -62,6 +85,8 @@ class Job(NamedTuple):
     patience: int | None
     validation_fraction: float | None
     pose_search: PoseSearch | None
+    start: Start | None
+    in_part: bool
     seed: int
     device: str
     versions: tuple[str, ...]
@@ -75,11 +100,13 @@ class Trained(NamedTuple):
     vae, likelihood : dict from str to ndarray
         Parameters and buffers.
     history : list of dict
-        See `net.train`.
+        See `net.train`; of this training alone.
     moments : tuple of ndarray
         Mean moments of the training images, in the canonical pose; see `starts.mean_moments`.
     generator_state : ndarray
         Of the random numbers, for what is learned afterwards.
+    adam : dict or None
+        The state of Adam, after training in part.
     """
 
     vae: dict[str, NDArray[Any]]
@@ -87,10 +114,21 @@ class Trained(NamedTuple):
     history: list[dict[str, float]]
     moments: tuple[NDArray[Any], ...]
     generator_state: NDArray[Any]
+    adam: dict[int, dict[str, NDArray[Any]]] | None = None
 
 
-def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Trained:
-    """Build and train a VAE.
+class Watch(Protocol):
+    """Told of every epoch; may ask to stop."""
+
+    def begin_epoch(self) -> None:
+        """Note that an epoch begins."""
+
+    def end_epoch(self, trained: Callable[[], Trained]) -> bool:
+        """Note that an epoch ended, after which `trained` returns what training gave so far; return whether to stop."""
+
+
+def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int, watch: Watch | None = None) -> Trained:
+    """Build a VAE, or take up one, and train it.
 
     Parameters
     ----------
@@ -101,6 +139,8 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Tra
         Skorch callbacks, which are copied.
     verbose : int
         Prints a line per epoch if positive.
+    watch : Watch or None, default=None
+        Told of every epoch.
 
     Returns
     -------
@@ -121,6 +161,16 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Tra
         family, scale, n_restarts = job.pose_search or PoseSearch("rotation", (), 0)
         model = AVAE(vae, likelihood, family, background, scale, job.image_format.padding)
         kept, held_out = _split(images, job.validation_fraction, generator)
+        adam: dict[int, Any] | None = None
+        if job.start is not None:
+            # The same images are held out as before; what is drawn from here on is new.
+            seed = int(np.random.SeedSequence([job.seed, job.start.n_epochs]).generate_state(1)[0])
+            generator.manual_seed(seed)
+            torch.manual_seed(seed)  # type: ignore[no-untyped-call]
+            _load(vae, job.start.vae)
+            _load(likelihood, job.start.likelihood)
+        if job.in_part:
+            adam = {} if job.start is None or job.start.adam is None else _tensors(job.start.adam)
         poses = validation_poses = None
         if job.pose_search is not None:
             typical = mean_moments(kept, background)
@@ -131,6 +181,20 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Tra
 
             poses = poses_of(kept)
             validation_poses = None if held_out is None else poses_of(held_out)
+
+        still = mean_moments(images, background)
+
+        def trained(history: list[dict[str, float]]) -> Trained:
+            moments = still if poses is None else mean_moments(poses.canonical_images(), background)
+            return Trained(
+                persistence.to_arrays(vae),
+                persistence.to_arrays(likelihood),
+                history,
+                tuple(moment.cpu().numpy() for moment in moments),
+                generator.get_state().numpy(),
+                None if adam is None else _arrays(adam),
+            )
+
         history = train(
             model,
             kept,
@@ -147,16 +211,40 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int) -> Tra
             generator=generator,
             device=images.device,
             verbose=verbose,
+            adam=adam,
+            watch=None if watch is None else _Epochs(watch, trained),
         )
     vae.eval()
-    moments = mean_moments(images if poses is None else poses.canonical_images(), background)
-    return Trained(
-        persistence.to_arrays(vae),
-        persistence.to_arrays(likelihood),
-        history,
-        tuple(moment.cpu().numpy() for moment in moments),
-        generator.get_state().numpy(),
-    )
+    return trained(history)
+
+
+class _Epochs:
+    """Tells a watch of epochs, with what training gave so far."""
+
+    def __init__(self, watch: Watch, trained: Callable[[list[dict[str, float]]], Trained]) -> None:
+        self.begin_epoch = watch.begin_epoch
+        self._watch = watch
+        self._trained = trained
+
+    def end_epoch(self, history: list[dict[str, float]]) -> bool:
+        return self._watch.end_epoch(lambda: self._trained(history))
+
+
+def _load(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def _tensors(adam: Mapping[int, Mapping[str, NDArray[Any]]]) -> dict[int, dict[str, Tensor]]:
+    return {
+        index: {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        for index, state in adam.items()
+    }
+
+
+def _arrays(adam: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, NDArray[Any]]]:
+    return {
+        index: {name: np.array(tensor.cpu().numpy()) for name, tensor in state.items()} for index, state in adam.items()
+    }
 
 
 def _built(recipe: dict[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ after Schott et al. (2018).
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +26,43 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Matrix products whose sides are no multiple of this round a row by its place in the block on some processors.
 _EVEN_WIDTH = 16
+_LONGEST_SUM = 512
 
 
 class EvenLinear(nn.Linear):
-    """A fully connected layer computed at widths that are multiples of 16: each row's bits are its own."""
+    """A fully connected layer that gives each row bits of its own.
+
+    Widths are padded to multiples of 16, and wide products are taken in pieces: over more than 700 columns several
+    threads share the sums of a small block, which rounds them otherwise than those of a large one, or one thread's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product, of shape (n, out_features)."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         more_in, more_out = -self.in_features % _EVEN_WIDTH, -self.out_features % _EVEN_WIDTH
-        if not more_in and not more_out:
-            return super().forward(x)
-        weight = F.pad(self.weight, (0, more_in, 0, more_out))
-        return F.linear(F.pad(x, (0, more_in)), weight, F.pad(self.bias, (0, more_out)))[:, : self.out_features]
+        if more_in or more_out:
+            weight, bias = F.pad(weight, (0, more_in, 0, more_out)), F.pad(bias, (0, more_out))
+            x = F.pad(x, (0, more_in))
+        # The gradient sums over the other side.
+        rows = _piece(len(weight))
+        parts = zip(torch.split(weight, rows), torch.split(bias, rows), strict=True)
+        return torch.cat([_summed_in_pieces(x, *part) for part in parts], dim=1)[:, : self.out_features]
+
+
+def _piece(width: int) -> int:
+    """Return the width of even pieces, multiples of 16, none of which is wider than `_LONGEST_SUM`."""
+    n_pieces = -(-width // _LONGEST_SUM)
+    return -(-width // (n_pieces * _EVEN_WIDTH)) * _EVEN_WIDTH
+
+
+def _summed_in_pieces(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    columns = _piece(x.shape[1])
+    first, *others = zip(torch.split(x, columns, dim=1), torch.split(weight, columns, dim=1), strict=True)
+    total = F.linear(*first, bias)
+    for some, weights in others:
+        total = torch.addmm(total, some, weights.t())
+    return total
 
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
@@ -207,6 +233,14 @@ def check_methods(module: object) -> None:
         )
 
 
+def _answer(vae: nn.Module, method: str, x: Tensor) -> Any:
+    """Return what a method of a module says; torch's complaints about shapes become a ValueError that names it."""
+    try:
+        return getattr(vae, method)(x)
+    except RuntimeError as error:
+        raise ValueError(f"{type(vae).__name__}.{method} takes no input of shape {tuple(x.shape)}: {error}") from error
+
+
 def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Run two blank images through a module and return its latent size.
 
@@ -224,13 +258,13 @@ def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
     Raises
     ------
     ValueError
-        If what the module returns does not have the shapes of the contract.
+        If the module takes no images of this shape, or what it returns does not have the shapes of the contract.
     """
     name = type(vae).__name__
     parameter = next(vae.parameters(), torch.zeros(()))
     x = torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad():
-        encoded = vae.encode(x)  # type: ignore[operator]
+        encoded = _answer(vae, "encode", x)
         if not (isinstance(encoded, tuple) and len(encoded) == 2):
             raise ValueError(f"{name}.encode must return the pair (mean, log_var), got {type(encoded).__name__}.")
         mean, log_var = encoded
@@ -239,7 +273,7 @@ def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
                 f"{name}.encode must return mean and log_var, both of shape (n, latent_size); for n=2 it "
                 f"returned {tuple(mean.shape)} and {tuple(log_var.shape)}."
             )
-        decoded = vae.decode(mean)  # type: ignore[operator]
+        decoded = _answer(vae, "decode", mean)
     if not isinstance(decoded, Tensor) or decoded.shape != x.shape:
         got = tuple(decoded.shape) if isinstance(decoded, Tensor) else type(decoded).__name__
         raise ValueError(f"{name}.decode must return the shape of its images, {tuple(x.shape)}, got {got}.")

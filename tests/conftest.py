@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from sk_avae import AVAEEstimator
 from sk_avae.datasets import load_mnist_sample, make_perturbed
+
+# Examples are the same in every run, and none is timed.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 
 def _global_random_state() -> tuple[bytes, ...]:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import ClassVar
@@ -840,6 +841,23 @@ def test_memory_maps_go_in_and_come_out(avae, turned, tmp_path):
     assert avae.transform(X, out=out) is out
     out.flush()
     assert_array_equal(np.load(tmp_path / "canonical.npy"), avae.transform(turned.X[:40]))
+
+
+def test_transform_keeps_nothing_of_a_chunk_but_its_rows(avae, turned, monkeypatch):
+    results, n_alive = [], []
+    in_input_units = type(avae)._in_input_units
+
+    def watched(self, *args):
+        result = in_input_units(self, *args)
+        results.append(weakref.ref(result))
+        n_alive.append(sum(ref() is not None for ref in results))
+        return result
+
+    monkeypatch.setattr("sk_avae._validation.IMAGES_PER_CHUNK", 16)
+    monkeypatch.setattr(type(avae), "_in_input_units", watched)
+    avae.transform(turned.X[:80])
+    assert len(n_alive) == 5
+    assert max(n_alive) <= 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""The examples with third-party packages run, at a fraction of their size, where these packages are installed."""
+"""The examples run at a fraction of their size, those with third-party packages where these are installed."""
 
 import importlib
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,37 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from sk_avae import AffineCanonicalizer
+from sk_avae import AffineCanonicalizer, datasets
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [
     pytest.mark.skipif(not EXAMPLES.exists(), reason="an installed package has no examples beside it"),
     pytest.mark.filterwarnings("default"),  # what other packages warn of is not this one's business
 ]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("plot_*.py")))
+def test_an_example_of_the_gallery_runs_and_draws(name, monkeypatch, capsys):
+    if name == "plot_dask":
+        pytest.importorskip("distributed")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    load = datasets.load_mnist_sample
+
+    def few(subset="train"):
+        # From all over the sample, so that all classes are among them.
+        return tuple(array[:: len(array) // 150][:150] for array in load(subset))
+
+    monkeypatch.setattr(datasets, "load_mnist_sample", few)
+    code = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    small = re.sub(r"max_epochs( ?= ?)\d+", r"max_epochs\g<1>1", code)
+    assert small != code
+    try:
+        exec(compile(small, f"{name}.py", "exec"), {"__name__": "__main__"})
+        assert len(plt.get_fignums()) == 1
+    finally:
+        plt.close("all")
+    assert capsys.readouterr().out
 
 
 def needs(package):

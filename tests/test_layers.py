@@ -9,6 +9,7 @@ import pytest
 
 import sk_avae
 import sk_avae.datasets
+import sk_avae.scoring
 
 HOUSE = Path(sk_avae.__file__).parent
 
@@ -21,7 +22,6 @@ TABLE = {
     "likelihoods": set(),
     "vae": set(),
     "persistence": set(),
-    "plotting": set(),
     "starts": {"affine"},
     "descent": set(),
     "alignment": {"affine", "likelihoods", "descent"},
@@ -29,14 +29,26 @@ TABLE = {
     "critic": {"affine", "vae", "alignment", "proposer"},
     "joint": {"affine", "starts", "descent", "alignment"},
     "_validation": {"affine"},
-    "datasets": {"affine"},
+    "datasets": {"affine", "_validation"},
     "net": {"affine", "starts", "alignment", "proposer", "critic", "joint"},
     "training": {"starts", "vae", "alignment", "joint", "net", "persistence", "_validation"},
     "choice": {"starts", "alignment", "proposer", "critic", "net", "persistence"},
-    "estimator": {*CORE, "training", "choice", "persistence", "_validation"},
-    "canonicalizer": {"estimator", "alignment", "_validation"},
-    "classifier": {"estimator", "_validation"},
-    "__init__": {"alignment", "canonicalizer", "classifier", "estimator"},
+    "callbacks": set(),
+    "estimator": {*CORE, "training", "choice", "callbacks", "persistence", "_validation"},
+    "canonicalizer": {"estimator", "alignment", "callbacks", "_validation"},
+    "classifier": {"estimator", "callbacks", "_validation"},
+    "plain": set(),
+    "schema": {
+        *("estimator", "affine", "likelihoods", "vae", "proposer", "critic"),
+        *("persistence", "_validation", "plain"),
+    },
+    "files": {
+        *("estimator", "canonicalizer", "likelihoods", "vae", "persistence", "_validation"),
+        *("plain", "schema"),
+    },
+    "scoring": {"_validation"},
+    "plotting": {"affine", "alignment", "datasets", "_validation"},
+    "__init__": {"alignment", "canonicalizer", "classifier", "estimator", "files", "plotting"},
 }
 
 FILES = sorted(path.stem for path in HOUSE.glob("*.py"))
@@ -105,6 +117,17 @@ def test_only_net_imports_skorch():
     assert [file for file in FILES if any(name.startswith("skorch") for name in foreign_imports(file))] == ["net"]
 
 
+def test_only_files_imports_safetensors():
+    assert [file for file in FILES if any(name.startswith("safetensors") for name in foreign_imports(file))] == [
+        "files"
+    ]
+
+
+def test_only_callbacks_imports_scikit_learns_callbacks():
+    users = [file for file in FILES if any(name.startswith("sklearn.callback") for name in foreign_imports(file))]
+    assert users == ["callbacks"]
+
+
 def test_only_validation_touches_private_helpers_of_scikit_learn():
     def private(name):
         parts = name.split(".")
@@ -126,9 +149,14 @@ def test_importing_the_package_does_not_import_matplotlib():
 
 
 def test_public_names():
-    assert sk_avae.__all__ == ["AVAEEstimator", "AffineCanonicalizer", "AlignmentResult", "CanonicalizedClassifier"]
+    assert sk_avae.__all__ == [
+        *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentResult", "CanonicalizedClassifier"),
+        *("ELBOProfileDisplay", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
+        *("load", "save"),
+    ]
     assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
-    for module in (sk_avae, sk_avae.datasets):
+    assert sk_avae.scoring.__all__ == ["cheapest_within_one_se", "elbo", "neg_reconstruction_error"]
+    for module in (sk_avae, sk_avae.datasets, sk_avae.scoring):
         assert all(hasattr(module, name) for name in module.__all__)
 
 
@@ -142,7 +170,7 @@ def public_members(cls):
 def test_public_methods():
     assert public_members(sk_avae.AVAEEstimator) == [
         *("align", "decode", "encode", "fit", "from_vae", "get_feature_names_out"),
-        *("inverse_transform", "negative_elbo"),
+        *("inverse_transform", "negative_elbo", "partial_fit"),
         *("reconstruct", "sample", "score", "score_samples", "transform", "transform_hypotheses"),
     ]
     assert public_members(sk_avae.CanonicalizedClassifier) == ["fit", "predict", "predict_proba"]
@@ -153,8 +181,9 @@ def test_public_methods():
 
 @pytest.mark.parametrize("name", sk_avae.__all__)
 def test_public_members_are_documented(name):
-    cls = getattr(sk_avae, name)
-    assert cls.__doc__
+    public = getattr(sk_avae, name)
+    assert public.__doc__
+    members = public_members(public) if isinstance(public, type) else []
     assert not [
-        member for member in public_members(cls) if callable(getattr(cls, member)) and not getattr(cls, member).__doc__
+        member for member in members if callable(getattr(public, member)) and not getattr(public, member).__doc__
     ]

@@ -172,6 +172,19 @@ def test_a_model_fitted_on_a_gpu_pickles_as_arrays_and_aligns_alike(small_avae, 
     assert abs(model.score(turned.X[:100]) - fitted.score(turned.X[:100])) < 5
 
 
+def test_a_state_with_classes_and_a_format_still_loads(fitted, turned):
+    # As pickles had them before recipes were names.
+    state = fitted.__getstate__()
+    state["image_format_"] = fitted.image_format_
+    state["_recipe"] = fitted._recipe
+    state["_likelihood_recipe"] = fitted._likelihood_recipe
+    assert isinstance(state["_recipe"]["module"], type)
+    loaded = AVAEEstimator.__new__(AVAEEstimator)
+    loaded.__setstate__(state)
+    assert_array_equal(loaded.transform(turned.X[:3]), fitted.transform(turned.X[:3]))
+    assert joblib.hash(loaded.__getstate__()) == joblib.hash(fitted.__getstate__())
+
+
 # ---------------------------------------------------------------- several threads
 @pytest.mark.parametrize("method", ["transform", "reconstruct"])
 def test_four_threads_on_one_model_give_the_serial_answer(fitted, turned, method):

@@ -22,3 +22,4 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert float(capsys.readouterr().out) > 0.6
     assert names["T"].shape == (1000, 785)
     assert (tmp_path / "avae.joblib").exists()
+    assert (tmp_path / "avae.safetensors").exists()

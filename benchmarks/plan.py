@@ -45,7 +45,6 @@ FULL = Settings()
 QUICK = Settings(
     n_train=4_000,
     n_test=500,
-    vae={"max_epochs": 40, "batch_size": 128},
     augmented_epochs=6,
     augmented_copies=1,
     paper_budget=0.5,

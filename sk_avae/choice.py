@@ -20,6 +20,10 @@ _N_SHOWN = 30_000
 _PIXELS_SHOWN = 2**27
 _FEWEST_HELD_OUT = 25
 
+# Few images are perturbed more than once: the critic learns from a new mistake as it does from a new image.
+_N_MISTAKES = 12_000
+_MOST_COPIES = 3
+
 # Images whose curvature is measured.
 _N_CURVED = 256
 
@@ -37,6 +41,10 @@ _QUICK_SEARCH = Search(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
 
 def _n_shown(n_pixels: int) -> int:
     return min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // n_pixels))
+
+
+def _n_copies(n_images: int, n_pixels: int) -> int:
+    return max(1, min(_MOST_COPIES, _N_MISTAKES // n_images, _PIXELS_SHOWN // (n_images * n_pixels)))
 
 
 def n_looked_at(n_pixels: int) -> int:
@@ -188,6 +196,7 @@ def _trained_critic(
     model: AVAE, images: Tensor, starts: Starts, *, generator: torch.Generator, verbose: int
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
+    images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
     true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
     shown = find_hypotheses(model, images, starts, _QUICK_SEARCH, true=true, show_truth=True)
     with _seeded(generator, images.device):

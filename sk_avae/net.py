@@ -27,7 +27,8 @@ from .joint import TrainingPoses
 from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
 from .starts import Moments, random_poses
 
-_CRITIC_EPOCHS = 6
+_CRITIC_EPOCHS = 6, 24  # few images take more, but no more than
+_CRITIC_IMAGES = 96_000  # in all epochs together
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
 _CRITIC_LR = 4e-3
@@ -423,6 +424,7 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
+    fewest, most = _CRITIC_EPOCHS
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step
@@ -430,7 +432,7 @@ def train_critic(
         **_one_cycle(
             n_images=len(dataset),
             batch_size=max(8, min(_CRITIC_BATCH, _CRITIC_PIXELS // pixels_per_image)),
-            max_epochs=_CRITIC_EPOCHS,
+            max_epochs=min(most, max(fewest, _CRITIC_IMAGES // len(dataset))),
             lr=_CRITIC_LR,
             generator=generator,
             device=device,

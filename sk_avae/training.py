@@ -1,5 +1,6 @@
 """Training as a function of plain data: what it depends on goes in, arrays come out, so that it can be cached."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,9 @@ from .joint import TrainingPoses
 from .net import train
 from .starts import mean_moments
 from .vae import check_shapes
+
+_STEPS_PER_EPOCH = 48
+_SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
 
 class PoseSearch(NamedTuple):
@@ -125,6 +129,18 @@ class Watch(Protocol):
 
     def end_epoch(self, trained: Callable[[], Trained]) -> bool:
         """Note that an epoch ended, after which `trained` returns what training gave so far; return whether to stop."""
+
+
+def batch_size_for(n_images: int) -> int:
+    """Return the size of batches that trains well on so many images: an epoch of few images needs small ones.
+
+    Examples
+    --------
+    >>> [batch_size_for(n) for n in (100, 1000, 3000, 5000, 60_000)]
+    [32, 32, 64, 128, 256]
+    """
+    wanted = max(1, n_images // _STEPS_PER_EPOCH)
+    return min(_LARGEST_BATCH, max(_SMALLEST_BATCH, 2 ** round(math.log2(wanted))))
 
 
 def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int, watch: Watch | None = None) -> Trained:

@@ -305,6 +305,8 @@ BAD_FIT_PARAMETERS = [
     ("latent_size", 2.0, TypeError, "latent_size must be an instance of"),
     ("max_epochs", 0, ValueError, "max_epochs == 0, must be >= 1"),
     ("batch_size", 0, ValueError, "batch_size == 0, must be >= 1"),
+    ("batch_size", "all", ValueError, "batch_size must be a count or 'auto', got 'all'"),
+    ("batch_size", 64.0, TypeError, "batch_size must be an instance of"),
     ("n_iter_no_change", 0, ValueError, "n_iter_no_change == 0, must be >= 1"),
     ("pad", -1, ValueError, "pad == -1, must be >= 0"),
     ("pad", "same", TypeError, "pad must be an instance of"),

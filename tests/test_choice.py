@@ -157,6 +157,35 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
 # ---------------------------------------------------------------- the critic's say
 
 
+@pytest.mark.parametrize(("n_images", "n_shown"), [(400, 900), (6000, 10_000), (20_000, 19_000)])
+def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, monkeypatch, n_images, n_shown):
+    seen = []
+
+    def shown(model, images, *args, **kwargs):
+        seen.append(images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sk_avae.choice.find_hypotheses", shown)
+    images = torch.zeros(n_images, 1, 1, 2)
+    images[:, :, :, 1] = torch.arange(n_images).view(-1, 1, 1) + 1.0
+    with pytest.raises(KeyboardInterrupt):
+        learn_to_choose(
+            fitted._model(),
+            images,
+            None,
+            with_proposer=False,
+            with_critic=True,
+            search=Search(4, 2, 5, 0.1),
+            max_epochs=1,
+            generator=torch.Generator().manual_seed(0),
+            verbose=0,
+        )
+    (images,) = seen
+    times = images[:, 0, 0, 1].unique(return_counts=True)[1]
+    assert len(images) == n_shown
+    assert times.unique().numel() == 1, "each image as often as the others"
+
+
 def test_the_critic_finds_more_right_poses_and_is_surer_of_them(choosy, found, stretched):
     without = choosy.set_params(critic=False).align(stretched.X)
     assert right(found.alpha, stretched.alpha).mean() > right(without.alpha, stretched.alpha).mean()

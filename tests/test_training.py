@@ -155,3 +155,21 @@ def test_fixed_layers_stay_and_tied_ones_stay_tied(quick, digits, memory):
     assert not any(weight.requires_grad for weight in again.module.fixed.parameters())
     assert again.module.same.weight is again.module.inner.weight
     assert again.module.inner.weight.requires_grad
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_the_automatic_batch_size_goes_by_the_number_of_images(small_avae, digits, method):
+    X = digits.X[:150]
+    sized = {
+        size: getattr(small_avae(max_epochs=1, learned_starts=False, batch_size=size), method)(X)
+        for size in ("auto", 32, 64)
+    }
+    assert training.batch_size_for(len(X)) == 32
+    assert_array_equal(sized["auto"].encode(X[:5]), sized[32].encode(X[:5]))
+    assert (sized["auto"].encode(X[:5]) != sized[64].encode(X[:5])).any()
+
+
+def test_batches_grow_with_the_images_and_no_further_than_they_help():
+    sizes = [training.batch_size_for(n) for n in range(1, 20_000, 97)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {32, 64, 128, 256}

@@ -302,7 +302,10 @@ class AlignmentResult:
         ImportError
             If pandas is not installed.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("A data frame needs pandas, which is not here: pip install pandas.") from error
 
         height, width = self.image_shape
         columns: dict[str, Any] = {}

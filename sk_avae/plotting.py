@@ -19,6 +19,14 @@ from .affine import FAMILIES, REFLECTED, parameters_of
 from .alignment import AlignmentResult
 from .datasets import DEFAULT_RANGES, make_perturbed
 
+__all__ = [
+    "AlignmentDisplay",
+    "ELBOProfileDisplay",
+    "PoseHistogramDisplay",
+    "RobustnessCurveDisplay",
+    "TrainingDisplay",
+]
+
 # Okabe and Ito's colours, which the colour-blind tell apart; yellow, hard to see on white, comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 _BLUE, _ORANGE, _GREEN = COLOURS[:3]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -773,6 +774,12 @@ def test_to_frame_names_every_parameter_once(family):
     frame = result_with(names, np.zeros((3, len(names)))).to_frame()
     assert frame.shape == (3, len(names) + 5)
     assert frame.columns.is_unique
+
+
+def test_to_frame_without_pandas_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        result_with(FAMILIES["rotation"], [[0.0]]).to_frame()
 
 
 def test_to_frame_of_a_single_scale():

@@ -65,7 +65,8 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,plot,test]'
 	touch $@
 
-SPHINX = $(BIN)/python -m sphinx -W --keep-going -b html
+# One thread: the examples are small, and their figures should not depend on the number of cores.
+SPHINX = OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html
 
 docs: $(VENV)/.installed-docs
 	$(SPHINX) docs docs/_build/html

@@ -20,7 +20,8 @@ IMPORTS = {
     "torch, skorch, sklearn": "import torch, skorch, sklearn",
     "the same, with what sk_avae uses of sklearn": (
         "import torch, skorch, sklearn.base, sklearn.exceptions, sklearn.frozen, sklearn.metrics, "
-        "sklearn.model_selection, sklearn.utils.metadata_routing, sklearn.utils.metaestimators, sklearn.utils.validation"
+        "sklearn.model_selection, sklearn.utils.metadata_routing, sklearn.utils.metaestimators, "
+        "sklearn.utils.validation"
     ),
     "sk_avae": "import sk_avae",
 }

@@ -58,7 +58,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-package: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
-	$(BIN)/python tests/packaging.py
+	$(BIN)/python tests/try_package.py
 
 # Separate from what the tests need: a stamp of its own.
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """Build wheel and sdist, install each into an environment of its own, run the quickstart there: `make test-package`.
 
-    python tests/packaging.py [--keep dist]
+    python tests/try_package.py [--keep dist]
 
 Needs `build`. What is installed comes from where pip takes it; constraints.txt holds torch.
 """

@@ -776,6 +776,14 @@ def test_to_frame_names_every_parameter_once(family):
     assert frame.columns.is_unique
 
 
+def test_a_result_says_in_a_line_what_was_found():
+    line = repr(result_with(FAMILIES["rigid"], np.zeros((1200, 3))))
+    assert line.startswith("AlignmentResult(1,200 images, alpha: angle, tx, ty; mean ELBO ")
+    assert "\n" not in line
+    assert len(line) < 200
+    assert repr(result_with(FAMILIES["rotation"], np.zeros((0, 1)))) == "AlignmentResult(0 images, alpha: angle)"
+
+
 def test_to_frame_without_pandas_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):

@@ -511,9 +511,10 @@ def test_the_prior_pulls_to_the_identity_at_the_price_of_elbo(avae, turned):
     auto = avae.set_params(alpha_prior="auto").align(X)
     tight = avae.set_params(alpha_prior={"log_scale_x": 0.02, "log_scale_y": 0.02, "shear": 0.02}).align(X)
     reach = [np.abs(result.alpha[:, 1:]).mean() for result in (flat, auto, tight)]
-    elbo = [result.elbo.mean() for result in (flat, auto, tight)]
     assert reach[0] > reach[1] > reach[2]
-    assert elbo[0] > elbo[1] > elbo[2]
+    # Of the typical image, not of the mean: for a few, a search under a wider prior ends in another, lower optimum.
+    assert np.median(flat.elbo - auto.elbo) > 0
+    assert np.median(auto.elbo - tight.elbo) > 1
 
 
 def test_an_empty_dict_is_the_automatic_prior(avae, turned):

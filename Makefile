@@ -7,11 +7,14 @@ QUICK ?=
 CALLS ?= 10000
 MINUTES ?= 10
 
-.PHONY: help env demo test lint soak bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training docs docs-fast docs-test clean
+.PHONY: help env demo test test-oldest test-package lint soak docs docs-fast docs-test clean
+.PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-import
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
 	@echo "make test                        ruff, mypy, doctests and pytest"
+	@echo "make test-oldest                 pytest with the oldest supported releases (downloads about 3 GB)"
+	@echo "make test-package                wheel and sdist, each installed by itself and tried with the quickstart"
 	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls, load, single calls, a cluster that loses a worker"
 	@echo "make docs                        these pages into docs/_build/html, examples run"
 	@echo "make docs-fast                   the same without running the examples"
@@ -22,6 +25,7 @@ help:
 	@echo "make bench-speed [MNIST=folder]  speed beside the loss that it reaches"
 	@echo "make bench-scale                 memory and time on a million digits, and on dask"
 	@echo "make bench-training              cost of training against a plain PyTorch loop"
+	@echo "make bench-import                time of import, against torch, skorch and scikit-learn"
 
 env: $(VENV)/.installed
 
@@ -41,12 +45,28 @@ lint: env
 test: env lint
 	$(BIN)/python -m pytest -q
 
+# The lower bounds of pyproject.toml, in an environment of their own. ruff and mypy look at the newest only.
+OLDEST := .venv-oldest
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[plot,test]'
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -q
+
+test-package: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python tests/try_package.py
+
 # Separate from what the tests need: a stamp of its own.
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,plot,test]'
 	touch $@
 
-SPHINX = $(BIN)/python -m sphinx -W --keep-going -b html
+# One thread: the examples are small, and their figures should not depend on the number of cores.
+SPHINX = OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html
 
 docs: $(VENV)/.installed-docs
 	$(SPHINX) docs docs/_build/html
@@ -81,5 +101,8 @@ bench-scale: env
 bench-training: env
 	$(BIN)/python benchmarks/training.py
 
+bench-import: env
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/import_time.py
+
 clean:
-	rm -rf $(VENV) build dist out docs/_build docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist out docs/_build docs/gallery docs/generated .pytest_cache .mypy_cache .ruff_cache

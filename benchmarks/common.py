@@ -17,7 +17,7 @@ from sk_avae.datasets import fetch_mnist
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment(seed, **sizes):
+def environment(seed=None, **sizes):
     """Return one line that says what a table was measured with."""
     versions = {
         "sk_avae": sk_avae.__version__,
@@ -27,7 +27,8 @@ def environment(seed, **sizes):
         "numpy": np.__version__,
         "Python": platform.python_version(),
     }
-    parts = [f"seed {seed}", *(f"{k} {v:,}" for k, v in sizes.items()), f"{os.cpu_count()} cores"]
+    parts = [] if seed is None else [f"seed {seed}"]
+    parts += [*(f"{k} {v:,}" for k, v in sizes.items()), f"{os.cpu_count()} cores"]
     return ", ".join(parts + [f"{name} {version}" for name, version in versions.items()])
 
 

@@ -1,11 +1,11 @@
 """Sphinx builds the documentation from this folder: `make docs` with the gallery run, `make docs-fast` without."""
 
 import importlib
-import importlib.util
 import re
 from pathlib import Path
 
 import sk_avae
+from sk_avae import plotting
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -19,10 +19,9 @@ version = release = sk_avae.__version__
 # ---------------------------------------------------------------- the API page
 # A section for each module, of all that is in its `__all__`: a new public name needs no line here, a new module one.
 API_MODULES = {
-    "sk_avae": "Estimators and results",
+    "sk_avae": "Estimators, results and files",
     "sk_avae.datasets": "Data",
     "sk_avae.scoring": "Scores",
-    "sk_avae.plotting": "Displays",
 }
 # What these modules hold for those who bring networks or likelihoods of their own; see `contributing.md`.
 API_PARTS = [
@@ -35,13 +34,18 @@ API_PARTS = [
 
 def public_names():
     """Return the sections of the API page: title to dotted names, each name once."""
-    sections, listed = {}, set()
-    for module, title in API_MODULES.items():
-        if importlib.util.find_spec(module):
-            names = [name for name in importlib.import_module(module).__all__ if name not in listed]
-            sections[title] = [f"{module}.{name}" for name in names]
-            listed.update(names)
-    return {**sections, "Networks and likelihoods": API_PARTS}
+    sections = {
+        title: [f"{module}.{name}" for name in importlib.import_module(module).__all__]
+        for module, title in API_MODULES.items()
+    }
+    displays = [f"sk_avae.{name}" for name in plotting.__all__]
+    first, *rest = sections
+    return {
+        first: [name for name in sections[first] if name not in displays],
+        "Displays": displays,
+        **{title: sections[title] for title in rest},
+        "Networks and likelihoods": API_PARTS,
+    }
 
 
 def api_page():

@@ -279,6 +279,18 @@ class AlignmentResult:
     parameters: tuple[str, ...] = ()
     image_shape: tuple[int, int] = (1, 1)
 
+    def __repr__(self) -> str:
+        # A sentence, not a thousand rows of numbers.
+        n, found = len(self.alpha), ", ".join(self.parameters)
+        if not n:
+            return f"AlignmentResult(0 images, alpha: {found})"
+        before, after = float(self.elbo_identity.mean()), float(self.elbo.mean())
+        share = float(self.converged.sum()) / n
+        return (
+            f"AlignmentResult({n:,} images, alpha: {found}; "
+            f"mean ELBO {before:.1f} as they came, {after:.1f} at alpha; {share:.0%} converged)"
+        )
+
     @property
     def reflected(self) -> Any:
         """Which images are mirrored (left to right in the canonical pose), of shape (n_samples,), bool."""
@@ -302,7 +314,10 @@ class AlignmentResult:
         ImportError
             If pandas is not installed.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("A data frame needs pandas, which is not here: pip install pandas.") from error
 
         height, width = self.image_shape
         columns: dict[str, Any] = {}

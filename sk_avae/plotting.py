@@ -19,6 +19,14 @@ from .affine import FAMILIES, REFLECTED, parameters_of
 from .alignment import AlignmentResult
 from .datasets import DEFAULT_RANGES, make_perturbed
 
+__all__ = [
+    "AlignmentDisplay",
+    "ELBOProfileDisplay",
+    "PoseHistogramDisplay",
+    "RobustnessCurveDisplay",
+    "TrainingDisplay",
+]
+
 # Okabe and Ito's colours, which the colour-blind tell apart; yellow, hard to see on white, comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 _BLUE, _ORANGE, _GREEN = COLOURS[:3]
@@ -761,14 +769,22 @@ class PoseHistogramDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         middles = np.arange(bins) * width
         bin_of = np.round(self.angles / width).astype(int) % bins
-        groups = [None] if self.y is None else np.unique(self.y)
+        groups = [None] if self.y is None else np.unique(self.y)  # labels are words: matplotlib 3.8 takes no numbers
         below = np.zeros(bins, dtype=int)
         for k, group in enumerate(groups):
             counts = np.bincount(bin_of if group is None else bin_of[self.y == group], minlength=bins)
             style = {"color": COLOURS[k % len(COLOURS)], "edgecolor": "white", "linewidth": 0.4}
             # More classes than colours: the others are hatched.
             hatch = "////" if k >= len(COLOURS) else None
-            ax.bar(middles, counts, width=width, bottom=below, label=group, hatch=hatch, **style)
+            ax.bar(
+                middles,
+                counts,
+                width=width,
+                bottom=below,
+                label=None if group is None else str(group),
+                hatch=hatch,
+                **style,
+            )
             below = below + counts
         ax.set_theta_zero_location("N")
         ax.set_thetagrids(range(0, 360, 45), [_minus(f"{(a + 179) % 360 - 179}°") for a in range(0, 360, 45)])

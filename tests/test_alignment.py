@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -773,6 +774,20 @@ def test_to_frame_names_every_parameter_once(family):
     frame = result_with(names, np.zeros((3, len(names)))).to_frame()
     assert frame.shape == (3, len(names) + 5)
     assert frame.columns.is_unique
+
+
+def test_a_result_says_in_a_line_what_was_found():
+    line = repr(result_with(FAMILIES["rigid"], np.zeros((1200, 3))))
+    assert line.startswith("AlignmentResult(1,200 images, alpha: angle, tx, ty; mean ELBO ")
+    assert "\n" not in line
+    assert len(line) < 200
+    assert repr(result_with(FAMILIES["rotation"], np.zeros((0, 1)))) == "AlignmentResult(0 images, alpha: angle)"
+
+
+def test_to_frame_without_pandas_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        result_with(FAMILIES["rotation"], [[0.0]]).to_frame()
 
 
 def test_to_frame_of_a_single_scale():

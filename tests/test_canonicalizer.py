@@ -215,10 +215,11 @@ def in_pipeline(grid):
 
 
 def test_grid_search_over_latent_size_and_restarts(searched, digits, turned):
+    # Screening alone: the best of more starts is never worse. What it is refined to may be, if rarely.
+    searched.set_params(max_iter=0, learned_starts=False)
     search = GridSearchCV(searched, GRID, cv=2).fit(digits.X[:300])
     scores = search.cv_results_["mean_test_score"].reshape(2, 2)
     assert np.isfinite(scores).all()
-    # More restarts never score worse, on these or other images.
     assert (scores[:, 1] >= scores[:, 0]).all()
     assert search.best_score_ == scores.max()
     assert search.score(turned.X[:50]) == pytest.approx(search.best_estimator_.score(turned.X[:50]))

@@ -21,8 +21,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("plot_*.py")))
 def test_an_example_of_the_gallery_runs_and_draws(name, monkeypatch, capsys):
-    if name == "plot_dask":
-        pytest.importorskip("distributed")
+    for needed in {"plot_dask": ["distributed"], "plot_galaxies": ["skimage"]}.get(name, []):
+        pytest.importorskip(needed)
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
     load = datasets.load_mnist_sample

@@ -156,6 +156,7 @@ def test_public_names():
     ]
     assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
     assert sk_avae.scoring.__all__ == ["cheapest_within_one_se", "elbo", "neg_reconstruction_error"]
+    assert set(sk_avae.plotting.__all__) == {name for name in sk_avae.__all__ if name.endswith("Display")}
     for module in (sk_avae, sk_avae.datasets, sk_avae.scoring):
         assert all(hasattr(module, name) for name in module.__all__)
 

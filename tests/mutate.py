@@ -1,0 +1,292 @@
+"""Mutation testing: change one thing in a module, and see whether a test notices.
+
+`make mutate` draws mutants of three modules by a seed, runs the tests that know the module on each, in a copy of the
+tree, and prints what was noticed and what was not. A mutant that only takes for ever counts as noticed.
+
+A mutant is one change to the syntax tree:
+
+- a comparison becomes its neighbour (``<``: ``<=``) or its opposite (``>=``);
+- an operator becomes another (``+``: ``-``, ``*``: ``/``, ``&``: ``|``), a sign or a ``not`` is dropped, a matrix
+  product is turned round;
+- ``and`` becomes ``or``, a condition its opposite;
+- a number becomes one more, or twice as much, True becomes False, a word another one;
+- a keyword argument is left out, a value is not returned, a statement (``raise``, ``continue``, a call, an assignment
+  to a part) is skipped.
+
+Docstrings, annotations and the texts of messages are left alone.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("sk_avae", "tests", "pyproject.toml")
+# Imported once, before a process is forked for each mutant: what the tests need but the package itself.
+PRELOADED = ("torch", "numpy", "pandas", "scipy.ndimage", "sklearn.pipeline", "skorch", "hypothesis", "pytest")
+# The tests of each module and of those that use it, the quickest to notice first.
+TESTS = {
+    "affine": ("sk_avae/affine.py", "affine", "reflection", "starts", "datasets", "padding", "alignment", "laws"),
+    "likelihoods": ("sk_avae/likelihoods.py", "likelihoods", "alignment", "numerics", "estimator"),
+    "alignment": (
+        *("sk_avae/alignment.py", "alignment", "starts", "reflection", "choice", "descent", "numerics", "padding"),
+        *("critic", "laws", "estimator"),
+    ),
+}
+
+NEIGHBOURS: dict[type, tuple[type, ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+    ast.Add: (ast.Sub,),
+    ast.Sub: (ast.Add,),
+    ast.Mult: (ast.Div,),
+    ast.Div: (ast.Mult,),
+    ast.FloorDiv: (ast.Mult,),
+    ast.Mod: (ast.Mult,),
+    ast.Pow: (ast.Mult,),
+    ast.BitAnd: (ast.BitOr,),
+    ast.BitOr: (ast.BitAnd,),
+    ast.And: (ast.Or,),
+    ast.Or: (ast.And,),
+}
+
+
+class Mutant(NamedTuple):
+    """A change to a node, the n-th of the tree: how it is done, and where it is."""
+
+    place: int
+    change: Callable[[Any], Any]
+    line: int
+
+
+def _set(**values: Any) -> Callable[[Any], Any]:
+    def change(node: Any) -> Any:
+        for name, value in values.items():
+            setattr(node, name, value)
+        return node
+
+    return change
+
+
+def _swapped(first: str, second: str) -> Callable[[Any], Any]:
+    return lambda node: _set(**{first: getattr(node, second), second: getattr(node, first)})(node)
+
+
+def _without(i: int) -> Callable[[Any], Any]:
+    def change(node: Any) -> Any:
+        del node.keywords[i]
+        return node
+
+    return change
+
+
+def _negated(node: Any) -> Any:
+    node.test = ast.UnaryOp(ast.Not(), node.test)
+    return node
+
+
+def _other_constants(value: Any) -> Iterator[Any]:
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield value + 1
+    elif isinstance(value, float):
+        yield 2 * value if value else 1.0
+    elif isinstance(value, str):
+        yield f"{value}X"
+
+
+def changes(node: ast.AST) -> Iterator[Callable[[Any], Any]]:
+    """Yield every change to one node."""
+    match node:
+        case ast.Compare():
+            for i, operator in enumerate(node.ops):
+                for other in NEIGHBOURS[type(operator)]:
+                    yield _set(ops=[*node.ops[:i], other(), *node.ops[i + 1 :]])
+        case ast.BinOp(op=ast.MatMult()):
+            yield _swapped("left", "right")
+        case ast.BinOp() | ast.BoolOp() | ast.AugAssign():
+            for other in NEIGHBOURS.get(type(node.op), ()):
+                yield _set(op=other())
+        case ast.UnaryOp():
+            yield lambda node: node.operand
+        case ast.Constant():
+            for value in _other_constants(node.value):
+                yield _set(value=value)
+        case ast.If() | ast.IfExp() | ast.While():
+            yield _negated
+        case ast.Call():
+            for i in range(len(node.keywords)):
+                yield _without(i)
+        case ast.Return(value=ast.AST()):
+            yield _set(value=None)
+        case ast.Raise() | ast.Continue() | ast.Expr(value=ast.Call()):
+            yield lambda _: ast.Pass()
+        case ast.Assign(targets=[ast.Subscript() | ast.Attribute()]):
+            yield lambda _: ast.Pass()
+
+
+def _left_alone(tree: ast.AST) -> set[int]:
+    """Return the ids of the nodes in docstrings, annotations and messages."""
+    parts: list[Any] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                parts.append(node)
+            case ast.arg() | ast.AnnAssign():
+                parts.append(node.annotation)
+            case ast.FunctionDef():
+                parts += [node.returns, *node.decorator_list]
+            case ast.JoinedStr():
+                parts.append(node)
+            case ast.Raise(exc=ast.Call()):
+                parts += node.exc.args
+    return {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
+
+
+def mutants_of(source: str) -> list[Mutant]:
+    """Return every mutant of a module's source, in the order of its lines."""
+    tree = ast.parse(source)
+    alone = _left_alone(tree)
+    found, line = [], 1
+    for place, node in enumerate(ast.walk(tree)):
+        line = getattr(node, "lineno", line)
+        if id(node) not in alone:
+            found += [Mutant(place, change, line) for change in changes(node)]
+    return sorted(found, key=lambda mutant: mutant.line)
+
+
+class _Change(ast.NodeTransformer):
+    def __init__(self, node: ast.AST, change: Callable[[Any], Any]) -> None:
+        self.node, self.change = node, change
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.change(node) if node is self.node else self.generic_visit(node)
+
+
+def mutated(source: str, mutant: Mutant) -> tuple[str, str]:
+    """Return the source with the change, and its line before and after as a text."""
+    tree = ast.parse(source)
+    before = ast.unparse(tree).splitlines()
+    node = next(node for place, node in enumerate(ast.walk(tree)) if place == mutant.place)
+    after = ast.unparse(ast.fix_missing_locations(_Change(node, mutant.change).visit(tree)))
+    old, new = _difference(before, after.splitlines())
+    return after, f"`{old}` became `{new}`"
+
+
+def _difference(before: list[str], after: list[str]) -> tuple[str, str]:
+    """Return the lines in which two texts differ, each as one line."""
+    first = next(i for i, (old, new) in enumerate(zip([*before, ""], [*after, ""], strict=False)) if old != new)
+    last = 0
+    while last < min(len(before), len(after)) - first and before[-1 - last] == after[-1 - last]:
+        last += 1
+    shown = [" ".join(line.strip() for line in lines[first : len(lines) - last]) for lines in (before, after)]
+    return shown[0], shown[1] or "nothing"
+
+
+def noticed(copy_of_tree: Path, tests: list[str], timeout: float, log: Path) -> bool:
+    """Run tests in a forked process in the copy; return whether one failed, or took too long."""
+    child = os.fork()
+    if not child:
+        os.setsid()
+        with log.open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        os.chdir(copy_of_tree)
+        sys.path.insert(0, str(copy_of_tree))
+        import pytest
+
+        import sk_avae
+
+        if not Path(sk_avae.__file__).is_relative_to(copy_of_tree):
+            os._exit(70)
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            if code == 70:
+                raise RuntimeError(f"The tests imported another sk_avae than the one in {copy_of_tree}.")
+            return code != 0
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def run(module: str, sample: int, seed: int, folder: Path) -> tuple[int, int, list[str]]:
+    """Try a sample of a module's mutants; return how many there are, how many were tried, and what survived."""
+    path = folder / "sk_avae" / f"{module}.py"
+    source = path.read_text()
+    everyone = mutants_of(source)
+    drawn = sorted(random.Random(seed).sample(range(len(everyone)), min(sample, len(everyone))))
+    tests = [name if name.endswith(".py") else f"tests/test_{name}.py" for name in TESTS[module]]
+    start = time.monotonic()
+    if noticed(folder, tests, 1800, folder / "log.txt"):
+        raise RuntimeError(f"The tests fail without a mutant:\n{(folder / 'log.txt').read_text()[-3000:]}")
+    timeout = 30 + 3 * (time.monotonic() - start)
+    survivors = []
+    for number in drawn:
+        after, what = mutated(source, everyone[number])
+        path.write_text(after)
+        killed = noticed(folder, tests, timeout, folder / "log.txt")
+        if not killed:
+            survivors.append(f"{module}.py:{everyone[number].line} (mutant {number}): {what}")
+        last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-3:]
+        print("killed  " if killed else "SURVIVED", number, everyone[number].line, what, last[0][:150], file=sys.stderr)
+    path.write_text(source)
+    return len(everyone), len(drawn), survivors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", default=[*TESTS], help=f"of {', '.join(TESTS)}; all by default")
+    parser.add_argument("--sample", type=int, default=80, help="mutants per module")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--list", action="store_true", help="print how many mutants there are, and try none")
+    given = parser.parse_args()
+    if given.list:
+        for module in given.modules:
+            print(module, len(mutants_of((ROOT / "sk_avae" / f"{module}.py").read_text())))
+        return 0
+    sys.dont_write_bytecode = True  # or a mutant written within the same second would be taken for the one before
+    for name in PRELOADED:
+        __import__(name)
+    rows, survived = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            source, target = ROOT / name, Path(folder) / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        for module in given.modules:
+            n_all, n_tried, survivors = run(module, given.sample, given.seed, Path(folder))
+            killed = n_tried - len(survivors)
+            rows.append(f"| `{module}.py` | {n_all} | {n_tried} | {killed} | {100 * killed / n_tried:.1f} % |")
+            survived += survivors
+    print("\n| module | mutants | tried | killed | |\n| --- | --- | --- | --- | --- |", *rows, sep="\n")
+    print("\nSurvived:", *(survived or ["none"]), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,13 +6,16 @@ MNIST ?=
 QUICK ?=
 CALLS ?= 10000
 MINUTES ?= 10
+SAMPLE ?= 70
 
-.PHONY: help env demo test lint soak bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training docs docs-fast docs-test clean
+.PHONY: help env demo test lint soak mutate coverage bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training docs docs-fast docs-test clean
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
 	@echo "make test                        ruff, mypy, doctests and pytest"
-	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls, load, single calls, a cluster that loses a worker"
+	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls and files, load, a cluster that loses a worker"
+	@echo "make mutate [SAMPLE=70]          whether the tests notice changes to affine.py, likelihoods.py and alignment.py"
+	@echo "make coverage                    lines and branches of sk_avae that the tests run"
 	@echo "make docs                        these pages into docs/_build/html, examples run"
 	@echo "make docs-fast                   the same without running the examples"
 	@echo "make docs-test                   docs-fast, then every page opened in Chromium"
@@ -59,6 +62,12 @@ docs-test: docs-fast
 
 soak: env
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --calls $(CALLS) --minutes $(MINUTES)
+
+mutate: env
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --sample $(SAMPLE)
+
+coverage: env
+	$(BIN)/python -m pytest -q --cov=sk_avae --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 bench-rotation: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }

@@ -10,9 +10,10 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from importlib import resources
+from io import BufferedIOBase
 from numbers import Real
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise ValueError(f"{path} is damaged or no gzip file ({error}).") from error
 
 
-def _idx_values(file: IO[bytes], path: Path) -> NDArray[np.uint8]:
+def _idx_values(file: BufferedIOBase, path: Path) -> NDArray[np.uint8]:
     """Return what an open IDX file holds; `path` is its name in messages."""
     magic = file.read(4)
     n_dims = magic[3] if len(magic) == 4 else 0

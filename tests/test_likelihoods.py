@@ -154,6 +154,14 @@ def test_a_vanishing_scale_keeps_the_density_finite():
     assert likelihood.log_prob(images, images + 0.1).isfinite().all()
 
 
+def test_no_scale_is_smaller_than_a_thousandth():
+    vanishing, smallest, larger = Gaussian(scale=1e-9), Gaussian(scale=1e-3), Gaussian(scale=1.01e-3)
+    images = digits().float()
+    parameters = images + 0.01
+    torch.testing.assert_close(vanishing.log_prob(images, parameters), smallest.log_prob(images, parameters))
+    assert (larger.log_prob(images, parameters) > smallest.log_prob(images, parameters)).all()
+
+
 @pytest.mark.parametrize("inverted", [False, True])
 def test_digits_are_read_as_bernoulli(inverted):
     images = digits(200)

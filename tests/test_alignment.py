@@ -22,6 +22,8 @@ from sk_avae.alignment import (
     pose_deviation,
     prior_scale,
     screen,
+    screen_in_turn,
+    typical_metric,
 )
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 from sk_avae.descent import Race
@@ -260,6 +262,31 @@ def test_screen_against_brute_force(mlp, family):
 
 def test_screening_no_restarts_has_no_columns(mlp):
     assert screen(avae(mlp), digits(n=3), torch.zeros(3, 0, 1)).shape == (3, 0)
+
+
+def test_restarts_are_screened_in_turn_where_the_first_are_not_good_enough(mlp):
+    model, images = avae(mlp), digits(n=6)
+    alpha = starting_poses(images, model.background, TYPICAL, 5, model.family, model.scale)
+    first = torch.tensor([True, True, False, False, True]).expand(6, 5)
+    everything = screen(model, images, alpha)
+    floor = everything[:, [0, 1, 4]].amax(dim=1).median().item()
+    sure = everything[:, [0, 1, 4]].amax(dim=1) >= floor
+    assert 0 < sure.sum() < 6
+    scores = screen_in_turn(model, images, Restarts(alpha, first, floor))
+    assert torch.equal(scores, torch.where(first | ~sure[:, None], everything, -math.inf))
+
+
+@every_family
+def test_the_typical_metric_is_positive_definite_where_parameters_are_free_and_nothing_elsewhere(mlp, family):
+    names, images = FAMILIES[family], digits(n=12)
+    assert not typical_metric(avae(mlp, family, dict.fromkeys(names, 0)), images).any()
+    metric = typical_metric(avae(mlp, family, {names[-1]: 0}), images)
+    free = len(names) - 1
+    assert not metric[:, free].any()
+    assert not metric[free].any()
+    assert (torch.linalg.eigvalsh(metric[:free, :free].double()) > 0).all()
+    # No typical curvature is weaker than a nat per squared unit.
+    assert torch.linalg.matrix_norm(metric, 2) <= 1 + 1e-5
 
 
 def turns(*degrees):

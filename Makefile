@@ -6,8 +6,9 @@ MNIST ?=
 QUICK ?=
 CALLS ?= 10000
 MINUTES ?= 10
+SAMPLE ?= 60
 
-.PHONY: help env demo test test-oldest test-package lint soak docs docs-fast docs-test clean
+.PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
 .PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-import
 
 help:
@@ -15,7 +16,9 @@ help:
 	@echo "make test                        ruff, mypy, doctests and pytest"
 	@echo "make test-oldest                 pytest with the oldest supported releases (downloads about 3 GB)"
 	@echo "make test-package                wheel and sdist, each installed by itself and tried with the quickstart"
-	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls, load, single calls, a cluster that loses a worker"
+	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls and files, load, a cluster that loses a worker"
+	@echo "make mutate [SAMPLE=60]          whether the tests notice changes to affine.py, likelihoods.py and alignment.py"
+	@echo "make coverage                    lines and branches of sk_avae that the tests run"
 	@echo "make docs                        these pages into docs/_build/html, examples run"
 	@echo "make docs-fast                   the same without running the examples"
 	@echo "make docs-test                   docs-fast, then every page opened in Chromium"
@@ -77,8 +80,17 @@ docs-fast: $(VENV)/.installed-docs
 docs-test: docs-fast
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
+# For many threads in one process, see docs/scaling.md.
+ONE_HEAP = MALLOC_ARENA_MAX=1 LRU_CACHE_CAPACITY=16 ONEDNN_PRIMITIVE_CACHE_CAPACITY=16
+
 soak: env
-	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --calls $(CALLS) --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(ONE_HEAP) $(BIN)/python tests/soak.py --calls $(CALLS) --minutes $(MINUTES)
+
+mutate: env
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --sample $(SAMPLE)
+
+coverage: env
+	$(BIN)/python -m pytest -q --cov=sk_avae --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 bench-rotation: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }

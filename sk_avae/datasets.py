@@ -10,6 +10,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from importlib import resources
+from io import BufferedIOBase
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ DEFAULT_RANGES = {
 }
 
 _SUBSETS = {"train": "train", "test": "t10k"}
-_N_TRAIN = 60_000
+_N_TRAIN, _N_PIXELS = 60_000, 28 * 28
 # Differences of larger floats would not fit float32, in which pixels are interpolated; larger integers not float64.
 _LARGEST_PIXEL, _LARGEST_INTEGER = 1e30, 2**53
 _IMAGES_PER_CHUNK = 4096
@@ -81,25 +82,42 @@ def load_mnist_sample(subset: str = "train") -> tuple[NDArray[np.uint8], NDArray
 
 
 def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, plain or gzipped."""
+    """Read an IDX file of unsigned bytes, plain or gzipped, and never more than it announces."""
     plain, zipped = folder / name, folder / f"{name}.gz"
     if not plain.exists() and not zipped.exists():
         raise FileNotFoundError(f"{folder} has neither {plain.name} nor {zipped.name}.")
     path = plain if plain.exists() else zipped
+    if not path.is_file():  # reading a pipe might never end
+        raise ValueError(f"{path} is no file.")
     try:
-        content = path.read_bytes() if path is plain else gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") if path is plain else gzip.open(path) as file:
+            return _idx_values(file, path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no gzip file ({error}).") from error
-    n_dims = content[3] if len(content) > 3 else 0
-    if content[:3] != b"\x00\x00\x08" or n_dims not in (1, 3):
+
+
+def _idx_values(file: BufferedIOBase, path: Path) -> NDArray[np.uint8]:
+    """Return what an open IDX file holds; `path` is its name in messages."""
+    magic = file.read(4)
+    n_dims = magic[3] if len(magic) == 4 else 0
+    if magic[:3] != b"\x00\x00\x08" or n_dims not in (1, 3):
         raise ValueError(f"{path} is no IDX file of images or labels (unsigned bytes in 1 or 3 dimensions).")
-    start = 4 + 4 * n_dims
-    if len(content) < start:
+    sides = file.read(4 * n_dims)
+    if len(sides) < 4 * n_dims:
         raise ValueError(f"{path} is no IDX file: its header is truncated.")
-    shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(content) - start != math.prod(shape):
-        raise ValueError(f"{path} announces {shape} values, but holds {len(content) - start} bytes of them.")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
+    shape = tuple(int(side) for side in np.frombuffer(sides, dtype=">u4"))
+    n_bytes = math.prod(shape)
+    if shape[0] > _N_TRAIN or n_bytes > _N_TRAIN * _N_PIXELS:
+        raise ValueError(
+            f"{path} announces {shape} values, more than MNIST's {_N_TRAIN} images of {_N_PIXELS} pixels: it is "
+            f"damaged, or of another data set, which numpy.fromfile can read."
+        )
+    # A byte more than announced says whether there are more, and makes gzip look at its checksum where there are not.
+    content = file.read(n_bytes + 1)
+    if len(content) != n_bytes:
+        held = "more" if len(content) > n_bytes else f"{len(content)} bytes of them"
+        raise ValueError(f"{path} announces {shape} values, but holds {held}.")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
 
 
 def fetch_mnist(
@@ -127,7 +145,7 @@ def fetch_mnist(
     FileNotFoundError
         If the folder lacks a file; another OSError if it cannot be read.
     ValueError
-        If a file is no IDX file or is truncated, or `subset` is unknown.
+        If a file is no IDX file, is truncated or damaged or announces more than MNIST has, or `subset` is unknown.
     """
     _check_subset(subset)
     if data_home is None or data_home == "":
@@ -139,6 +157,13 @@ def fetch_mnist(
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"{folder} has images of shape {images.shape}, but labels of shape {labels.shape}.")
+    if not images.size:
+        raise ValueError(f"{folder} has no pixels: its images have shape {images.shape}.")
+    if labels.max() > 9:
+        raise ValueError(
+            f"{folder} has {labels.max()} for a label, but MNIST's are 0 to 9: the file is damaged, or of another data "
+            f"set."
+        )
     return images.reshape(len(images), -1), labels.astype(np.int64)
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from numbers import Integral
 from typing import Any, NamedTuple, Self
@@ -1017,7 +1018,9 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         """Align rows a chunk at a time; yield where each chunk is, and its result in the input's units."""
         model = self._model()
         starts = Starts(self._typical_moments(), self._proposer_for(model.scale))
-        with tqdm(total=len(rows), desc="Aligning", unit="image", disable=self.verbose <= 0) as progress:
+        # Not `disable`: even a bar that is not shown starts a thread.
+        bar = tqdm(total=len(rows), desc="Aligning", unit="image") if self.verbose > 0 else nullcontext()
+        with bar as progress:
             for chunk in self.image_format_.chunks(len(rows)):
                 images = self._to_model(rows[chunk])
                 result = align(
@@ -1036,7 +1039,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
                     result = replace(result, alpha_std=deviation)
                 arrays = {name: tensor.cpu().numpy() for name, tensor in result.arrays().items()}
                 yield chunk, self._in_input_units(arrays, rows.dtype)
-                progress.update(len(images))
+                if progress is not None:
+                    progress.update(len(images))
 
     def _typical_moments(self) -> Moments | None:
         if self.moments_ is None:

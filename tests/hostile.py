@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, datasets
+from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, datasets, load, save, scoring
 from sk_avae.affine import FAMILIES
 from sk_avae.vae import MLPVAE
 
@@ -35,6 +35,8 @@ from sk_avae.vae import MLPVAE
 DOCUMENTED = (ValueError, TypeError)
 DOCUMENTED_OF = {
     "fetch_mnist": (*DOCUMENTED, OSError),
+    "save": (*DOCUMENTED, OSError),
+    "load": (*DOCUMENTED, OSError),
     "CanonicalizedClassifier.predict_proba": (*DOCUMENTED, AttributeError),
     "AffineCanonicalizer.inverse_transform": (*DOCUMENTED, AttributeError),
 }
@@ -252,6 +254,8 @@ class Calls:
                 ),
             }
         self.files = [self._damaged(i) for i in range(8)]
+        self.model = folder / "model.safetensors"
+        save(avae, self.model)
 
     def __getitem__(self, number: int) -> Call:
         draw = random.Random(number)
@@ -413,6 +417,31 @@ class Calls:
 
         return Call(target, f"{_short(home)}, {_short(subset)}", run, None)
 
+    def _scorer(self, draw: random.Random, target: str) -> Call:
+        subject, after = self._subject(draw, draw.choice(["AVAEEstimator", "AffineCanonicalizer"]))
+        estimator = draw.choice([*[subject] * 8, draw.choice(ANYTHING)])
+        X, what = self.images(draw)
+        scorer = getattr(scoring, target)
+        return Call(target, f"{_short(estimator)}, {what}{after}", lambda: scorer(estimator, X), subject)
+
+    def _save(self, draw: random.Random, target: str) -> Call:
+        subject, after = self._subject(draw, draw.choice([*self.subjects]))
+        model = draw.choice([*[subject] * 8, draw.choice(ANYTHING)])
+        # Not a number: that would be a file that is open already, this process's own output for one.
+        odd = [value for value in ANYTHING if not isinstance(value, int | np.integer | str | Path)]
+        path = draw.choice([*[self.folder / "model"] * 8, self.folder, self.folder / "no" / "m", draw.choice(odd)])
+        return Call(
+            target, f"{_short(model)}, {_short(path)}{after}", lambda: (save(model, path), load(path))[0], subject
+        )
+
+    def _load_model(self, draw: random.Random, target: str) -> Call:
+        path = draw.choice([*[self.model] * 8, *self.files, self.folder / "none", draw.choice(ANYTHING)])
+        names = draw.sample(["device", "module", "likelihood"], draw.choice([0, 1, 1, 2]))
+        arguments = {name: draw.choice(ANYTHING) for name in names}
+        what = ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
+        X = self.X[:3]
+        return Call(target, f"{_short(path)}, {what}", lambda: load(path, **arguments).transform(X), None)
+
     def _make_perturbed(self, draw: random.Random, target: str) -> Call:
         names = ("family", "ranges", "image_shape", "background", "interpolation", "random_state")
         parameters, how = self.parameters(draw, names)
@@ -450,6 +479,10 @@ class Calls:
         "load_mnist_sample": _load,
         "fetch_mnist": _fetch,
         "make_perturbed": _make_perturbed,
+        "elbo": _scorer,
+        "neg_reconstruction_error": _scorer,
+        "save": _save,
+        "load": _load_model,
     }
 
 

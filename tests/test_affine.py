@@ -482,3 +482,60 @@ def test_reflections_and_singular_matrices_have_no_alpha(linear):
     bad = torch.cat([torch.tensor(linear), torch.zeros(2, 1)], dim=1)
     with pytest.raises(ValueError, match="positive determinant"):
         from_matrix(torch.stack([good, bad]))
+
+
+@pytest.mark.parametrize(("determinant", "readable"), [(1.4e-30, True), (0.7e-30, False)])
+def test_matrices_are_singular_below_a_determinant_of_1e_30(determinant, readable):
+    matrix = identity_matrix(1, torch.zeros(1, dtype=torch.float64)).clone()
+    matrix[0, 0, 0] = determinant
+    if readable:
+        torch.testing.assert_close(to_matrix(from_matrix(matrix)), matrix)
+    else:
+        with pytest.raises(ValueError, match="positive determinant"):
+            from_matrix(matrix)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (3, 3), (4, 4), (2, 9), (1, 10), (10, 1), (1, 1)])
+def test_edge_median_is_the_lower_median_of_all_pixels_on_the_edge_and_of_no_others(shape):
+    height, width = shape
+    images = torch.rand(3, 2, *shape, generator=torch.Generator().manual_seed(0))
+    # Of a single row or column the edge is its two ends.
+    on_edge = [
+        (row, column)
+        for row in range(height)
+        for column in range(width)
+        if (height > 1 and row in (0, height - 1)) or (width > 1 and column in (0, width - 1)) or height == width == 1
+    ]
+    # Every pixel has its turn as the one that decides: the others are half below and half above it.
+    for row, column in np.ndindex(shape):
+        changed = images.clone()
+        changed[:, :, row, column] = -5.0
+        pixels = torch.stack([changed[:, :, r, c] for r, c in on_edge]).transpose(0, 1).transpose(1, 2)
+        for channel in range(2):
+            ordered = pixels[:, channel].flatten().sort().values
+            assert edge_median(changed)[channel] == ordered[(len(ordered) - 1) // 2]
+
+
+def test_everything_follows_the_device_of_its_input():
+    """The device that holds no numbers stands for all others."""
+    images = torch.empty(3, 2, HEIGHT, WIDTH, device="meta")
+    for family in FAMILIES:
+        matrix = to_matrix(torch.empty(3, len(FAMILIES[family]), device="meta"), family, aspect=ASPECT)
+        background = torch.empty(2, device="meta")
+        wrapped = wrap_angle(torch.empty(3, len(FAMILIES[family]), device="meta"), family)
+        for result in (matrix, invert(matrix), compose(matrix, matrix), wrapped, identity_matrix(2, matrix)):
+            assert result.device.type == "meta"
+        assert warp(images, matrix, background=background).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"interpolation": "cubic"}, r"interpolation must be one of \['nearest', 'bilinear', 'bicubic'\], got 'cubic'"),
+        ({"padding": "zeros"}, r"padding must be one of \['background', 'border', 'reflect'\], got 'zeros'"),
+    ],
+)
+def test_unknown_ways_to_sample_are_named(settings, match):
+    image = marker(2, 5)
+    with pytest.raises(ValueError, match=match):
+        warp(image, identity_matrix(1, image), **settings)

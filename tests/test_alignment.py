@@ -23,8 +23,11 @@ from sk_avae.alignment import (
     pose_deviation,
     prior_scale,
     screen,
+    screen_in_turn,
+    typical_metric,
 )
 from sk_avae.datasets import load_mnist_sample, make_perturbed
+from sk_avae.descent import Race
 from sk_avae.likelihoods import Bernoulli, Gaussian
 from sk_avae.net import train
 from sk_avae.starts import Moments, restart_table, starting_poses
@@ -262,6 +265,31 @@ def test_screening_no_restarts_has_no_columns(mlp):
     assert screen(avae(mlp), digits(n=3), torch.zeros(3, 0, 1)).shape == (3, 0)
 
 
+def test_restarts_are_screened_in_turn_where_the_first_are_not_good_enough(mlp):
+    model, images = avae(mlp), digits(n=6)
+    alpha = starting_poses(images, model.background, TYPICAL, 5, model.family, model.scale)
+    first = torch.tensor([True, True, False, False, True]).expand(6, 5)
+    everything = screen(model, images, alpha)
+    floor = everything[:, [0, 1, 4]].amax(dim=1).median().item()
+    sure = everything[:, [0, 1, 4]].amax(dim=1) >= floor
+    assert 0 < sure.sum() < 6
+    scores = screen_in_turn(model, images, Restarts(alpha, first, floor))
+    assert torch.equal(scores, torch.where(first | ~sure[:, None], everything, -math.inf))
+
+
+@every_family
+def test_the_typical_metric_is_positive_definite_where_parameters_are_free_and_nothing_elsewhere(mlp, family):
+    names, images = FAMILIES[family], digits(n=12)
+    assert not typical_metric(avae(mlp, family, dict.fromkeys(names, 0)), images).any()
+    metric = typical_metric(avae(mlp, family, {names[-1]: 0}), images)
+    free = len(names) - 1
+    assert not metric[:, free].any()
+    assert not metric[free].any()
+    assert (torch.linalg.eigvalsh(metric[:free, :free].double()) > 0).all()
+    # No typical curvature is weaker than a nat per squared unit.
+    assert torch.linalg.matrix_norm(metric, 2) <= 1 + 1e-5
+
+
 def turns(*degrees):
     return to_matrix(torch.tensor(degrees, dtype=torch.float32).deg2rad()[:, None], "rotation")
 
@@ -309,8 +337,9 @@ def test_an_outlying_score_of_one_image_does_not_touch_another(outlier):
         assert distinct(scores, matrices, k)[:1].tolist() == distinct(scores[:1], matrices, k).tolist()
 
 
-def test_an_impossible_restart_comes_last():
-    assert distinct(torch.tensor([[-math.inf, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
+@pytest.mark.parametrize("impossible", [-math.inf, math.nan])
+def test_an_impossible_restart_comes_last(impossible):
+    assert distinct(torch.tensor([[impossible, 1.0, 2.0]]), turns(0, 120, 240), 3).tolist() == [[2, 1, 0]]
 
 
 # ---------------------------------------------------------------- align: an image alone and in company
@@ -335,6 +364,14 @@ def test_a_row_alone_is_the_row_in_a_batch_bit_for_bit(network, n, family, reque
 
 def test_the_batch_of_that_test_spans_several_blocks():
     assert block_size(digits(n=1)) < 250 * 7
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 28, 28), (3, 31, 7), (1, 512, 512), (4, 2048, 2048), (1, 0, 5)])
+def test_blocks_are_as_large_as_a_mebipixel_allows_from_16_to_2048_images(shape):
+    size, n_pixels = block_size(torch.empty(1, *shape, device="meta")), math.prod(shape)
+    assert 16 <= size <= 2048
+    assert size == 16 or size * n_pixels <= 2**20
+    assert size == 2048 or (size + 1) * n_pixels > 2**20
 
 
 # ---------------------------------------------------------------- align: what it finds
@@ -449,6 +486,19 @@ def test_a_boundless_temperature_leaves_all_distinct_hypotheses_alike(mlp):
     weight = aligned(avae(mlp), images, n_refine=4, temperature=1e9).hypothesis_weight
     counts = weight > 0
     torch.testing.assert_close(weight, counts / counts.sum(dim=1, keepdim=True), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "margin"), [(0.1, 10.0), (2.5, 10.0), (3.0, 12.0), (100.0, 400.0)])
+def test_a_hypothesis_is_given_up_ten_nats_and_four_temperatures_behind(mlp, monkeypatch, temperature, margin):
+    margins = []
+
+    def spy(owner, bonus, margin):
+        margins.append(margin)
+        return Race(owner, bonus, margin)
+
+    monkeypatch.setattr("sk_avae.alignment.Race", spy)
+    aligned(avae(mlp), turned(digits(n=2))[0], temperature=temperature)
+    assert margins == [pytest.approx(margin)]
 
 
 def test_more_restarts_and_longer_refinement_do_not_hurt(mlp):

@@ -2,12 +2,13 @@
 
 import gzip
 import math
-import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
+from hostile_files import idx, mnist_files
 
 from sk_avae.affine import FAMILIES, INTERPOLATIONS, to_matrix, warp
 from sk_avae.datasets import DEFAULT_RANGES, fetch_mnist, load_mnist_sample, make_perturbed
@@ -213,11 +214,6 @@ def test_wrong_arguments_are_named(settings, message):
 # ---------------------------------------------------------------- MNIST from a folder
 
 
-def idx(array):
-    """The bytes of an IDX file."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
 def write(folder, images, labels, prefix="train", zipped=False):
     for name, array in [("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)]:
         content = idx(array)
@@ -299,6 +295,70 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, mnist):
         write(tmp_path, *pair)
         with pytest.raises(ValueError, match=r"has images of shape .* but labels of shape"):
             fetch_mnist(tmp_path)
+
+
+def test_hostile_files_are_refused_with_a_sentence_in_little_memory(tmp_path, mnist):
+    n_refused = 0
+    for number, hostile in enumerate(mnist_files(*mnist, n_random=25)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        hostile.write(folder)
+        tracemalloc.start()
+        try:
+            X, y = fetch_mnist(folder)
+        except ValueError as error:
+            assert str(folder) in str(error)  # noqa: PT017
+            n_refused += 1
+        else:  # gzip's header has bits that mean nothing
+            assert hostile.kind == "gzip, a bit flipped"
+            assert np.array_equal(X, mnist[0].reshape(20, 784))
+            assert np.array_equal(y, mnist[1])
+        finally:
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert peak < 200e6, hostile.kind
+    assert n_refused > 125
+
+
+def test_a_file_as_large_as_mnist_is_read(tmp_path):
+    images, labels = np.zeros((60_000, 28, 28), np.uint8), np.arange(60_000, dtype=np.uint8) % 10
+    images[-1, -1, -1] = 7
+    write(tmp_path, images, labels)
+    X, y = fetch_mnist(tmp_path)
+    assert X.shape == (60_000, 784)
+    assert X[-1, -1] == 7
+    assert np.array_equal(y, labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "match"),
+    [
+        (
+            np.zeros((60_001, 1, 1), np.uint8),
+            np.zeros(2, np.uint8),
+            r"announces \(60001, 1, 1\) values, more than",
+        ),
+        (np.zeros((1, 8000, 6000), np.uint8), np.zeros(1, np.uint8), r"announces \(1, 8000, 6000\) values, more than"),
+        (np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8), r"has no pixels: its images have shape \(0, 28, 28\)"),
+        (np.zeros((2, 0, 28), np.uint8), np.zeros(2, np.uint8), r"has no pixels: its images have shape \(2, 0, 28\)"),
+        (np.zeros((2, 3, 3), np.uint8), np.array([9, 10], np.uint8), "has 10 for a label, but MNIST's are 0 to 9"),
+    ],
+)
+def test_what_is_not_mnist_is_named(tmp_path, images, labels, match):
+    write(tmp_path, images, labels)
+    with pytest.raises(ValueError, match=match):
+        fetch_mnist(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_an_error_of_the_system(tmp_path, mnist, monkeypatch):
+    write(tmp_path, *mnist)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(PermissionError, match="not yours"):
+        fetch_mnist(tmp_path)
 
 
 @pytest.mark.parametrize(("subset", "rows"), [("train", slice(60_000)), ("test", slice(60_000, 70_000))])

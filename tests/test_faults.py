@@ -120,6 +120,28 @@ def test_batches_of_one_image_train(small_avae, digits, module, n, batch_size):
     assert np.isfinite(model.transform(digits.X_test[:2])).all()
 
 
+# ---------------------------------------------------------------- classes of poses without an image
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"alpha_prior": {"angle": 0}},
+        {"alpha_prior": {"angle": 1e-3}},
+        {"alpha_prior": {"angle": 0, "tx": 0, "ty": 0}},
+        {"allow_reflection": True, "alpha_prior": {"angle": 0}},
+    ],
+)
+@pytest.mark.parametrize("n", [3, 110])
+def test_poses_that_are_all_in_one_class_train(small_avae, digits, turned, parameters, n):
+    """Starts are learned as classes of angles, the critic from right and wrong poses: most classes may be empty."""
+    model = small_avae(family="rigid", max_epochs=1, n_restarts=8, max_iter=5, critic=True, **parameters)
+    result = model.fit(digits.X[:n]).align(turned.X[:20])
+    assert all(np.isfinite(array).all() for array in result.arrays().values())
+    frozen = [i for i, scale in enumerate(model._model().scale) if scale == 0]
+    assert not result.alpha[:, frozen].any()
+    assert 0 < model.temperature_ < math.inf
+
+
 # ---------------------------------------------------------------- Ctrl-C
 class CtrlC(Callback):
     """Sends the signal of Ctrl-C in the middle of an epoch."""

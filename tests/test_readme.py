@@ -1,4 +1,4 @@
-"""The code in the README runs as it stands, only with fewer epochs."""
+"""The code in the README runs as it stands, only with fewer epochs; promises name tests that exist."""
 
 import re
 from pathlib import Path
@@ -23,3 +23,15 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert names["T"].shape == (1000, 785)
     assert (tmp_path / "avae.joblib").exists()
     assert (tmp_path / "avae.safetensors").exists()
+
+
+@pytest.mark.skipif(not README.exists(), reason="an installed package has no documentation beside it")
+def test_every_promise_names_tests_that_exist():
+    docs = README.parent / "docs"
+    promises = (docs / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"\[(test_\w+)\]\((.*?\.py)\)", promises)
+    assert len(named) > 40
+    for name, path in named:
+        assert f"def {name}(" in (docs / path).read_text(encoding="utf-8"), name
+    rows = [row for row in promises.splitlines() if row.startswith("| ") and not row.startswith(("| promise", "| ---"))]
+    assert all("](../tests/" in row or "`make soak`" in row for row in rows)

@@ -19,6 +19,14 @@ from sk_avae.vae import MLPVAE
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Have Ctrl-C raise KeyboardInterrupt also where the tests were started with it ignored, as a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def fails(fitted):
     """Assert that a fit of a fitted model raises, and leaves it as it was to the bit."""

@@ -377,7 +377,8 @@ def search_with_a_kill() -> bool:
 
             killer = threading.Thread(target=kill, daemon=True)
             killer.start()
-            with joblib.parallel_config(backend="dask"):
+            # Copied to all workers: joblib's own way leaves some data on one alone, and they die with it.
+            with joblib.parallel_config(backend="dask", scatter=[X]):
                 search.fit(X, y)
             seconds = time.perf_counter() - start
         n_finished = notes.stat().st_size

@@ -83,6 +83,6 @@ def test_a_grid_search_on_the_cluster_gives_the_local_scores(client, small_avae,
     remote = clone(local)
     X, y = digits.X[:160] / np.float32(255), digits.y[:160]
     local.fit(X, y)
-    with joblib.parallel_config(backend="dask", scatter=[X]):
+    with joblib.parallel_config(backend="dask"):
         remote.fit(X, y)
     assert_array_equal(local.cv_results_["mean_test_score"], remote.cv_results_["mean_test_score"])

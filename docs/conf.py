@@ -154,7 +154,11 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "pygments_light_style": "tango",
 }
-html_sidebars = {"index": [], "quickstart": [], "changelog": []}
+# Pages without others below them have nothing to show at the left, and need the width for tables.
+html_sidebars = {path.stem: [] for path in HERE.glob("*.md") if "{toctree}" not in path.read_text(encoding="utf-8")} | {
+    "index": []
+}
+toc_object_entries_show_parents = "hide"  # so that names of methods are not cut
 html_context = {"default_mode": "light"}
 
 sphinx_gallery_conf = {

@@ -391,7 +391,7 @@ def search_with_a_kill() -> bool:
     names = [name for name in serial.cv_results_ if name.endswith("_test_score")]
     equal = all(np.array_equal(search.cv_results_[name], serial.cv_results_[name]) for name in names)
     table(
-        "fits of a grid search|finished when a worker was killed|times begun|scored in all|all scores equal to the serial "
+        "fits of a grid search|finished when a worker was killed|times begun|scored in all|scores equal to the serial "
         "ones|s",
         [(n_fits, before, begun, n_finished, "yes" if equal else "NO", f"{seconds:.0f}")],
     )

@@ -7,13 +7,14 @@ QUICK ?=
 CALLS ?= 10000
 MINUTES ?= 10
 SAMPLE ?= 60
+JOBS ?= 2
 
 .PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
 .PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-import
 
 help:
 	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
-	@echo "make test                        ruff, mypy, doctests and pytest"
+	@echo "make test [JOBS=2]               ruff, mypy, doctests and pytest, in so many processes"
 	@echo "make test-oldest                 pytest with the oldest supported releases (downloads about 3 GB)"
 	@echo "make test-package                wheel and sdist, each installed by itself and tried with the quickstart"
 	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls and files, load, a cluster that loses a worker"
@@ -40,13 +41,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/python examples/rotated_digits.py --output out/rotated_digits.png
 
+# Processes of one thread each: two threads that share a core wait for one another. Tests of a file stay together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: env lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # The lower bounds of pyproject.toml, in an environment of their own. ruff and mypy look at the newest only.
 OLDEST := .venv-oldest
@@ -57,7 +61,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -q
+	$(PYTEST:$(BIN)%=$(OLDEST)/bin%)
 
 test-package: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
@@ -90,7 +94,7 @@ mutate: env
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --sample $(SAMPLE)
 
 coverage: env
-	$(BIN)/python -m pytest -q --cov=sk_avae --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(PYTEST) --cov=sk_avae --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 bench-rotation: env
 	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, without_reflection, wrap_angle
-from .descent import Race, ValueAndGradient, refine
+from .descent import BRACKET, Race, Value, ValueAndGradient, refine, refine_line
 from .likelihoods import kl_divergence
 
 # Below eight rows matrix products take another path, whose last bits differ: a block is never smaller, so
@@ -500,6 +500,18 @@ def step_units(model: AVAE, like: Tensor) -> Tensor:
     return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
 
 
+def loss_alone(model: AVAE, images: Tensor) -> Value:
+    """Return the function that refinement along a line minimises: -(ELBO + log prior) of given rows at given poses."""
+
+    def evaluate(index: Tensor, alpha: Tensor) -> Tensor:
+        def loss(row: Tensor, pose: Tensor) -> Tensor:
+            return -model.elbo(images[row], pose) - model.log_prior(pose)
+
+        return in_blocks(loss, block_size(images), index, alpha)
+
+    return evaluate
+
+
 def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
     """Return the function that refinement minimises: -(ELBO + log prior) of given rows at given poses."""
 
@@ -515,6 +527,68 @@ def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
         return torch.cat(losses), torch.cat(gradients)
 
     return evaluate
+
+
+def descend(
+    model: AVAE,
+    images: Tensor,
+    alpha: Tensor,
+    loss: Tensor,
+    *,
+    owner: Tensor,
+    max_iter: int,
+    tol: float,
+    race: Race | None = None,
+    bracket: float = BRACKET,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Refine poses by whichever descent is cheaper: without gradients where one parameter alone is free.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    alpha : Tensor of shape (m, n_params)
+        Starting poses.
+    loss : Tensor of shape (m,)
+        -(ELBO + log prior) at these; infinite where it was not evaluated.
+    owner : Tensor of shape (m,)
+        The image of each.
+    max_iter, tol, race, bracket
+        See `descent.refine` and `descent.refine_line`.
+
+    Returns
+    -------
+    alpha, loss, n_iter, converged : see `descent.refine`
+        Where nothing is free all have converged.
+    """
+    unit = step_units(model, images)
+    n_free = int(unit.count_nonzero())
+    if n_free > 1:
+        evaluate = loss_and_gradient(model, images)
+        return refine(
+            lambda row, pose: evaluate(owner[row], pose),
+            alpha,
+            unit,
+            max_iter=max_iter,
+            tol=tol,
+            metric=model.metric,
+            race=race,
+        )
+    value = loss_alone(model, images)
+    unknown = (~loss.isfinite()).nonzero()[:, 0]
+    if len(unknown):
+        loss = loss.index_copy(0, unknown, value(owner[unknown], alpha[unknown]))
+    alpha, loss, n_iter, converged = refine_line(
+        lambda row, pose: value(owner[row], pose),
+        alpha,
+        loss,
+        unit,
+        max_iter=max_iter if n_free else 0,
+        tol=tol,
+        bracket=bracket,
+        race=race,
+    )
+    return alpha, loss, n_iter, converged | (n_free == 0)
 
 
 def align(
@@ -584,7 +658,7 @@ def align(
     k = chosen.shape[1]
     margin = max(_HOPELESS, _HOPELESS_TEMPERATURES * temperature)
     found, n_iter, converged = _refined(
-        model, images, starts, chosen, bonus.nan_to_num(nan=0.0), margin=margin, max_iter=max_iter, tol=tol
+        model, images, starts, scores, chosen, bonus.nan_to_num(nan=0.0), margin=margin, max_iter=max_iter, tol=tol
     )
     identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images), images)
     gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
@@ -665,6 +739,7 @@ def _refined(
     model: AVAE,
     images: Tensor,
     starts: Tensor,
+    scores: Tensor,
     chosen: Tensor,
     bonus: Tensor,
     *,
@@ -688,24 +763,21 @@ def _refined(
     """
     n, k = chosen.shape
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
-    evaluate = loss_and_gradient(model, images)
-    unit = step_units(model, images)
-    max_iter = max_iter if bool(unit.any()) else 0
-    alpha, loss, n_iter, converged = refine(
-        lambda row, pose: evaluate(owner[row], pose),
+    alpha, loss, n_iter, converged = descend(
+        model,
+        images,
         starts[owner, chosen.flatten()],
-        unit,
+        -scores.gather(1, chosen).flatten(),
+        owner=owner,
         max_iter=max_iter,
         tol=tol,
-        metric=model.metric,
         race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
     )
     critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, alpha)
     score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)
-    # Where nothing is free there is nowhere to go.
-    n_iter, converged = n_iter.view(n, k), converged.view(n, k) | ~unit.any()
+    n_iter, converged = n_iter.view(n, k), converged.view(n, k)
     given_up = ~converged & (n_iter < max_iter)
     best = score.masked_fill(given_up, -math.inf).amax(dim=1, keepdim=True)
     score = torch.where(given_up, score.minimum(best), score)

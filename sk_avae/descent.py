@@ -1,12 +1,14 @@
-"""Descent from many starting points at once: a quasi-Newton method whose state is kept per row.
+"""Descent from many starting points at once, with a state per row: a quasi-Newton method, and one along a line.
 
 One BFGS over a whole batch would tie the rows together: one curvature, one step, one verdict on convergence. Here each
-row has its own, and only the evaluations of the loss are shared.
+row has its own, and only the evaluations of the loss are shared. Where a single parameter is free, parabolas through
+losses do without the gradient, which costs more than the loss.
 
 References
 ----------
 Nocedal & Wright (2006), "Numerical Optimization", algorithms 3.1 (backtracking) and 6.1 (BFGS), equations 6.17 (the
-update) and 6.20 (its first scaling).
+update) and 6.20 (its first scaling); Brent (1973), "Algorithms for Minimization without Derivatives", chapter 5
+(successive parabolic interpolation).
 """
 
 import math
@@ -16,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+Value = Callable[[Tensor, Tensor], Tensor]
 ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -33,6 +36,10 @@ class _State:
     step: Tensor
     fresh: Tensor
 
+    def promise(self) -> Tensor:
+        """Return how far the losses fall by the quadratic model."""
+        return 0.5 * ((self.inverse_hessian @ self.gradient[:, :, None])[:, :, 0] * self.gradient).sum(dim=1)
+
     def keep(self, mask: Tensor) -> None:
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name)[mask])
@@ -44,6 +51,8 @@ _FIRST_STEP = 0.4
 # Interpolation puts kinks into the ELBO, at which no slope ever vanishes: a row whose steps have become this
 # short sits on one.
 _SMALLEST_STEP = 1e-3
+# A line is first looked at so far to either side, wide enough to step over a neighbouring dip.
+BRACKET = 1.2
 # A row is held to fall by at most so many times what its quadratic model promises.
 _OPTIMISM = 2.0
 
@@ -99,14 +108,16 @@ class Race:
     handicap: Tensor
     margin: float
 
-    def hopeless(self, state: _State, best_loss: Tensor) -> Tensor:
-        """Tell which unfinished rows are, from the best loss so far of all rows."""
+    def hopeless(self, row: Tensor, loss: Tensor, promise: Tensor, best_loss: Tensor) -> Tensor:
+        """Tell which of the unfinished rows are, of their loss and how far it promises to fall.
+
+        `best_loss` is the best so far of all rows.
+        """
         total = (best_loss + self.handicap).nan_to_num(nan=math.inf)
         leader = total.new_full((int(self.group.max()) + 1,), math.inf)
         leader = leader.scatter_reduce(0, self.group, total, "amin")
-        promise = 0.5 * ((state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0] * state.gradient).sum(dim=1)
-        reach = state.loss - _OPTIMISM * promise.clamp(min=0) + self.handicap[state.row]
-        return reach > leader[self.group[state.row]] + self.margin
+        reach = loss - _OPTIMISM * promise.clamp(min=0) + self.handicap[row]
+        return reach > leader[self.group[row]] + self.margin
 
 
 def refine(
@@ -180,7 +191,7 @@ def refine(
     )
     _aim(state, metric)
     if race is not None:
-        state.keep(~race.hopeless(state, best_loss))
+        state.keep(~race.hopeless(state.row, state.loss, state.promise(), best_loss))
     for _ in range(max_iter):
         if not len(state.row):
             break
@@ -196,7 +207,7 @@ def refine(
         done = (-state.slope * state.step < tol) | (length < _SMALLEST_STEP)
         converged[state.row] = done
         if race is not None:
-            done = done | race.hopeless(state, best_loss)
+            done = done | race.hopeless(state.row, state.loss, state.promise(), best_loss)
         state.keep(~done)
     return best_alpha, best_loss, n_iter, converged
 
@@ -226,3 +237,110 @@ def _move(
     state.direction = torch.where(column, state.direction, old_direction)
     state.slope = torch.where(accepted, state.slope, old_slope)
     state.step = torch.where(accepted, state.step, old_step)
+
+
+def refine_line(
+    loss_of: Value,
+    alpha: Tensor,
+    loss: Tensor,
+    unit: Tensor,
+    *,
+    max_iter: int,
+    tol: float,
+    bracket: float = BRACKET,
+    race: Race | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimise a loss along a line from many starting points at once, without gradients.
+
+    Each row looks to both sides of its start, then at the minimum of the parabola through the best of its points and
+    that one's neighbours, and so on; where the parabola has none, further downhill. A row is finished when the next
+    point promises less than `tol` or is hardly another one.
+
+    Parameters
+    ----------
+    loss_of : callable
+        ``(row_numbers, alpha) -> loss`` of shape (m,).
+    alpha : Tensor of shape (n, n_params)
+        Starting points.
+    loss : Tensor of shape (n,)
+        The losses there; what is no number counts as infinite.
+    unit : Tensor of shape (n_params,)
+        The line's direction: typical distance to the optimum in the parameter that is free, 0 in the others.
+    max_iter : int
+        Evaluations per row.
+    tol : float
+        Promised decrease of the loss, in nats, below which a row has converged.
+    bracket : float, default=1.2
+        How far to either side a row looks first, in units.
+    race : Race or None, default=None
+        Ends hopeless rows early; None refines every row to its end.
+
+    Returns
+    -------
+    alpha, loss, n_iter, converged
+        As `refine` returns them.
+
+    References
+    ----------
+    Brent (1973), section 5.2.
+    """
+    n = len(alpha)
+    row = torch.arange(n, device=alpha.device)
+    best_loss = loss.nan_to_num(nan=math.inf)
+    best_place = torch.zeros_like(best_loss)
+    n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
+    converged = torch.zeros(n, dtype=torch.bool, device=alpha.device)
+    # Up to three points per row, from left to right.
+    place, height = best_place[:, None], best_loss[:, None]
+    trial = torch.full_like(best_loss, -bracket)
+    for i in range(max_iter):
+        if not len(row):
+            break
+        found = loss_of(row, alpha[row] + trial[:, None] * unit).nan_to_num(nan=math.inf)
+        n_iter[row] += 1
+        place, height = _with_another_point(place, height, trial, found)
+        lowest = height.argmin(dim=1, keepdim=True)
+        best_place[row] = place.gather(1, lowest)[:, 0]
+        best_loss[row] = height.gather(1, lowest)[:, 0]
+        if i == 0:
+            trial = -trial
+            continue
+        trial, promise = _next_on_line(place, height)
+        at_end = (promise < tol) | ((trial - best_place[row]).abs() < _SMALLEST_STEP)
+        converged[row] = at_end & best_loss[row].isfinite()
+        done = at_end | ~best_loss[row].isfinite()
+        if race is not None:
+            done = done | race.hopeless(row, best_loss[row], promise, best_loss)
+        row, place, height, trial = row[~done], place[~done], height[~done], trial[~done]
+    return alpha + best_place[:, None] * unit, best_loss, n_iter, converged
+
+
+def _with_another_point(place: Tensor, height: Tensor, trial: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Insert a point into each row's, of shape (m, k), and keep three at most: the lowest between its neighbours."""
+    place = torch.cat([place, trial[:, None]], dim=1)
+    height = torch.cat([height, found[:, None]], dim=1)
+    place, order = place.sort(dim=1, stable=True)
+    height = height.gather(1, order)
+    if place.shape[1] > 3:
+        first = (height.argmin(dim=1, keepdim=True) - 1).clamp(0, place.shape[1] - 3)
+        around = first + torch.arange(3, device=place.device)
+        place, height = place.gather(1, around), height.gather(1, around)
+    return place, height
+
+
+def _next_on_line(place: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each row should look next, and how far its loss then falls by the parabola through its points."""
+    (left, middle, right), (a, b, c) = place.unbind(dim=1), height.unbind(dim=1)
+    lowest = height.argmin(dim=1)
+    best = place.gather(1, lowest[:, None])[:, 0]
+    slope = (b - a) / (middle - left)
+    bend = ((c - b) / (right - middle) - slope) / (right - left)
+    minimum = (left + middle) / 2 - slope / (2 * bend)
+    cups = (bend > 0) & minimum.isfinite()
+    promise = torch.where(cups, bend * (best - minimum).square(), math.inf)
+    outwards = torch.where(lowest == 0, left - middle, right - middle)
+    # Between the lowest point and one without a loss: half the way to it.
+    hole = torch.where(c.isfinite(), left, right)
+    otherwise = torch.where(lowest == 1, (middle + hole) / 2 - best, 2 * outwards)
+    step = torch.where(cups, minimum - best, otherwise)
+    return best + step.clamp(-_LARGEST_STEP, _LARGEST_STEP), promise

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from .affine import parameters_of, wrap_angle
-from .alignment import AVAE, canonical_images, is_constant, loss_and_gradient, same_basin, screen, step_units
-from .descent import refine
+from .alignment import AVAE, canonical_images, descend, is_constant, same_basin, screen
 from .starts import Moments, starting_poses
 
 # Fresh starting poses at the first visit, and then per visit, while poses still move and once they have settled.
@@ -25,8 +24,10 @@ _FIRST_FRESH = 15
 _MOST_FRESH = 2
 _FEWEST_FRESH = 1
 # Evaluations of a refinement per visit, and the gain below which it ends.
-_MAX_ITER = 2
+_MAX_ITER = 3
 _TOL = 0.3
+# Poses are remembered: their optimum is near (in units of `step_units`).
+_BRACKET = 0.4
 # A pose may not push more than this share of the ink out of the canonical frame.
 _LARGEST_LOSS = 0.5
 
@@ -80,9 +81,9 @@ class TrainingPoses:
         model, images, remembered = self.model, self.images[rows], self.alpha[rows]
         starts = torch.cat([remembered[:, None], self._fresh(images)], dim=1)
         scores = screen(model, images, starts).nan_to_num(nan=-math.inf)
-        best = starts[torch.arange(len(rows), device=rows.device), scores.argmax(dim=1)]
-        unit = step_units(model, images)
-        found = refine(loss_and_gradient(model, images), best, unit, max_iter=_MAX_ITER, tol=_TOL)[0]
+        row = torch.arange(len(rows), device=rows.device)
+        best, loss = starts[row, scores.argmax(dim=1)], -scores.amax(dim=1)
+        found = descend(model, images, best, loss, owner=row, max_iter=_MAX_ITER, tol=_TOL, bracket=_BRACKET)[0]
         kept = self.movable[rows] & found.isfinite().all(dim=1) & (self._ink_lost(images, found) < _LARGEST_LOSS)
         alpha = torch.where(kept[:, None], wrap_angle(found, model.family), remembered)
         self._n_moved += int((~same_basin(model.matrix(alpha, images), model.matrix(remembered, images))).sum())

@@ -28,7 +28,7 @@ from sk_avae.vae import MODULES
 N_ONE_BY_ONE = 4
 PARTS = ("conv", "mlp", "critic")
 N_IMAGES = 1_000
-N_CONV = 100  # of them, for the convolutional network
+N_CONV = 300  # of them, for the convolutional network
 DEFAULT = "default (16 restarts at most, 2 refined)"
 DENSE = "dense (360 restarts, 4 refined)"
 BUDGETS = {

@@ -30,8 +30,10 @@ from .likelihoods import kl_divergence
 # that an image alone gets the bits that it gets in a batch.
 _SMALLEST_BLOCK = 16
 _LARGEST_BLOCK = 2048
-# Pixels in a block: 4 MiB of float32 keep a block and what it passes through near the processor.
+# Pixels in a block: 4 MiB of float32 keep a block and what it passes through near the processor. And values of a
+# network's widest layer: what is larger is fetched anew from the system at every pass, which takes half as long again.
 _PIXELS_PER_BLOCK = 2**20
+_VALUES_PER_BLOCK = 2**21
 
 # Standard deviations of the default prior: radians, natural logarithms, slopes, half sides. The angle is
 # flat: nothing is known about it.
@@ -344,9 +346,13 @@ def is_constant(images: Tensor) -> Tensor:
     return (channels == channels[:, :, :1]).flatten(1).all(dim=1)
 
 
-def block_size(images: Tensor) -> int:
-    """Return how many images of this size are evaluated at once."""
-    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, _PIXELS_PER_BLOCK // max(1, images[0].numel())))
+def block_size(images: Tensor, network: nn.Module | None = None) -> int:
+    """Return how many images of this size are evaluated at once, by a network that may say how wide it is: `widest`."""
+    size = _PIXELS_PER_BLOCK // max(1, images[0].numel())
+    widest = getattr(network, "widest", None)
+    if isinstance(widest, int):
+        size = min(size, _VALUES_PER_BLOCK // max(1, widest))
+    return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, size))
 
 
 def _blocks(n_rows: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
@@ -405,7 +411,9 @@ def screen(model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None 
     pairs = wanted.flatten().nonzero()[:, 0]
     scores = images.new_full((n * n_restarts,), -math.inf)
     if len(pairs):
-        elbo = in_blocks(lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images), pairs)
+        elbo = in_blocks(
+            lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images, model.vae), pairs
+        )
         scores[pairs] = elbo + model.log_prior(poses[pairs])
     return scores.view(n, n_restarts)
 
@@ -507,7 +515,7 @@ def loss_alone(model: AVAE, images: Tensor) -> Value:
         def loss(row: Tensor, pose: Tensor) -> Tensor:
             return -model.elbo(images[row], pose) - model.log_prior(pose)
 
-        return in_blocks(loss, block_size(images), index, alpha)
+        return in_blocks(loss, block_size(images, model.vae), index, alpha)
 
     return evaluate
 
@@ -517,7 +525,7 @@ def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
 
     def evaluate(index: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
-        for rows, n_kept in _blocks(len(index), block_size(images), images.device):
+        for rows, n_kept in _blocks(len(index), block_size(images, model.vae), images.device):
             with torch.enable_grad():
                 pose = alpha[rows].detach().requires_grad_(True)
                 loss = -model.elbo(images[index[rows]], pose) - model.log_prior(pose)
@@ -641,7 +649,7 @@ def align(
     """
     if model.vae.training or (model.critic is not None and model.critic.training):
         raise ValueError("The VAE and the critic must be in evaluation mode while images are aligned: call eval().")
-    elbo_identity = in_blocks(model.elbo, block_size(images), images).nan_to_num(nan=-math.inf)
+    elbo_identity = in_blocks(model.elbo, block_size(images, model.vae), images).nan_to_num(nan=-math.inf)
     starts = restarts.alpha
     scores = torch.cat([elbo_identity[:, None], screen_in_turn(model, images, restarts.without_identity())], dim=1)
     n, n_restarts, n_params = starts.shape
@@ -660,7 +668,7 @@ def align(
     found, n_iter, converged = _refined(
         model, images, starts, scores, chosen, bonus.nan_to_num(nan=0.0), margin=margin, max_iter=max_iter, tol=tol
     )
-    identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images), images)
+    identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images, model.critic), images)
     gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
@@ -696,7 +704,7 @@ def _critic_scores(model: AVAE, images: Tensor, starts: Tensor, chosen: Tensor, 
     if bool(wanted.any()):
         owner, which = wanted.nonzero(as_tuple=True)
         poses = starts[owner, chosen[owner, which]]
-        size = block_size(images)
+        size = block_size(images, model.critic)
         said[owner, which] = in_blocks(lambda row, pose: model.critic_score(images[row], pose), size, owner, poses)
     return torch.where(wanted, said, said.amax(dim=1, keepdim=True))
 
@@ -773,7 +781,8 @@ def _refined(
         tol=tol,
         race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
     )
-    critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), block_size(images), owner, alpha)
+    size = block_size(images, model.critic)
+    critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), size, owner, alpha)
     score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)

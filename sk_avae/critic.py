@@ -64,6 +64,7 @@ class Critic(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         first, second, third = _CHANNELS
+        self.widest = first * -(-height // 2) * -(-width // 2)
         self.layers = nn.Sequential(
             nn.Conv2d(channels, first, 5, stride=2, padding=2),
             nn.ReLU(),
@@ -209,7 +210,7 @@ def critic_scores_in_blocks(model: AVAE, critic: nn.Module, hypotheses: Hypothes
     def some(row: Tensor) -> Tensor:
         return critic_scores(model, critic, Hypotheses(*(tensor[row] for tensor in hypotheses)))
 
-    return in_blocks(some, block_size(hypotheses.images), rows)
+    return in_blocks(some, block_size(hypotheses.images, critic), rows)
 
 
 def choice_loss(scores: Tensor, right: Tensor) -> Tensor:

@@ -966,7 +966,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         return self.image_format_.pose_to_model(alpha, self._family, self._device())
 
     def _in_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> NDArray[Any]:
-        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device="meta"))
+        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device="meta"), self.module_)
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:

@@ -75,6 +75,7 @@ class Proposer(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         first, second, third = _CHANNELS
+        self.widest = first * -(-height // 2) * -(-width // 2)
         self.family = family
         self.n_params = len(parameters_of(family))
         self.n_bins = _N_ANGLES * (1 + (parameters_of(family)[-1] == REFLECTED))
@@ -215,7 +216,7 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
         return torch.cat([logits[:, :, None], rest], dim=2)
 
     # In double precision: some functions round the last bit by their place in the block, which must not show.
-    out = in_blocks(predicted, block_size(images), rows).double().nan_to_num()
+    out = in_blocks(predicted, block_size(images, proposer), rows).double().nan_to_num()
     share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, _N_ANGLES), out[:, :, 1:]
     before, after = share.roll(1, dims=2), share.roll(-1, dims=2)
     peaks = (share >= before) & (share > after)

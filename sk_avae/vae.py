@@ -6,7 +6,8 @@ The contract. A module of this package's kind has two methods and nothing else t
     decode(z) -> parameters         of the shape of x; logits for Bernoulli, means for Gaussian pixels
 
 ``log_var`` is the logarithm of the *variance*, for the sampler and for the KL divergence alike. A module
-*class* is called as ``module(image_shape=(n_channels, height, width), latent_size=latent_size)``.
+*class* is called as ``module(image_shape=(n_channels, height, width), latent_size=latent_size)``. It may say in an
+attribute ``widest`` how many values its widest layer has for an image: wide networks are faster on fewer at once.
 
 References
 ----------
@@ -151,6 +152,7 @@ class ConvVAE(nn.Module):
                 f"Choose `pad` so that they are, or module='mlp'."
             )
         self.code_shape = (16, height // 4, width // 4)
+        self.widest = 32 * height * width
         code_size = 16 * (height // 4) * (width // 4)
         self.encoder = nn.Sequential(
             *_block(nn.Conv2d(channels, 32, 5, stride=1, padding=2, bias=False)),

@@ -286,7 +286,7 @@ def refine_line(
     """
     n = len(alpha)
     row = torch.arange(n, device=alpha.device)
-    best_loss = loss.nan_to_num(nan=math.inf)
+    best_loss = loss.nan_to_num(nan=math.inf, posinf=math.inf)
     best_place = torch.zeros_like(best_loss)
     n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
     converged = torch.zeros(n, dtype=torch.bool, device=alpha.device)
@@ -296,12 +296,12 @@ def refine_line(
     for i in range(max_iter):
         if not len(row):
             break
-        found = loss_of(row, alpha[row] + trial[:, None] * unit).nan_to_num(nan=math.inf)
+        found = loss_of(row, alpha[row] + trial[:, None] * unit).nan_to_num(nan=math.inf, posinf=math.inf)
         n_iter[row] += 1
         place, height = _with_another_point(place, height, trial, found)
-        lowest = height.argmin(dim=1, keepdim=True)
-        best_place[row] = place.gather(1, lowest)[:, 0]
-        best_loss[row] = height.gather(1, lowest)[:, 0]
+        better = found < best_loss[row]
+        best_place[row] = torch.where(better, trial, best_place[row])
+        best_loss[row] = torch.where(better, found, best_loss[row])
         if i == 0:
             trial = -trial
             continue
@@ -336,8 +336,9 @@ def _next_on_line(place: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     slope = (b - a) / (middle - left)
     bend = ((c - b) / (right - middle) - slope) / (right - left)
     minimum = (left + middle) / 2 - slope / (2 * bend)
-    cups = (bend > 0) & minimum.isfinite()
-    promise = torch.where(cups, bend * (best - minimum).square(), math.inf)
+    cups = (bend > 0) & bend.isfinite() & minimum.isfinite()
+    flat = (a == b) & (b == c)
+    promise = torch.where(cups, bend * (best - minimum).square(), torch.where(flat, 0.0, math.inf))
     outwards = torch.where(lowest == 0, left - middle, right - middle)
     # Between the lowest point and one without a loss: half the way to it.
     hole = torch.where(c.isfinite(), left, right)

@@ -4,7 +4,7 @@ r"""Alignment: for each image the pose whose removal makes the ELBO highest.
           \text{ELBO}(x; A_\alpha^{-1} \circ \text{decoder} \circ \text{encoder} \circ A_\alpha) + \log p(\alpha)
 
 Screening tries many starting poses on every image; the best few distinct ones of each image are refined together, as
-one batch, by a quasi-Newton method that keeps its state per image. An image's answer depends on that image alone: not
+one batch, by a descent that keeps its state per image. An image's answer depends on that image alone: not
 on its neighbours in the batch, their order or their number, to the bit.
 
 References

@@ -681,6 +681,7 @@ class Bowl:
         self.family = family
         self.hessian = hessian
         self.scale = scale or (FLAT,) * len(FAMILIES[family])
+        self.vae = None
 
     def elbo(self, images, alpha):
         # The first pixel says which image it is.

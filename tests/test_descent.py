@@ -249,7 +249,7 @@ def test_a_neighbouring_dip_is_stepped_over():
 
 
 def test_each_row_of_a_line_has_the_bits_of_one_alone():
-    loss_of, minimum = parabolas(30)
+    loss_of, _ = parabolas(30)
 
     def wavy(rows, alpha):
         return loss_of(rows, alpha) + (7 * alpha[:, 1]).cos()
@@ -291,7 +291,7 @@ def test_a_flat_line_stays_where_it_is():
 
 
 def test_a_race_along_lines_gives_up_the_hopeless():
-    loss_of, minimum = parabolas(40)
+    loss_of, _ = parabolas(40)
     behind = (torch.arange(40) % 4 == 3).double() * 1000
     start = torch.zeros(40, 3, dtype=torch.float64)
 

@@ -33,7 +33,7 @@ _CHANNELS = (16, 32, 64)
 _HIDDEN = 256
 # Modes that start a search; one with less probability than this has to wait for the others.
 _N_MODES = 4
-_FAINT = 0.01
+_FAINT = 0.003
 # An image is sure of its modes if they hold as much.
 _SURE = 0.6
 # How far from the angle of its bin, in half bins, and from the moments a proposal may lie.

@@ -23,7 +23,7 @@ import published
 import torch
 from cache import Cache, OutOfTimeError, code_digest
 from common import RESULTS, environment, load_digits
-from paper_report import write
+from paper_report import pose_lengths, write
 from sklearn.linear_model import LogisticRegression
 from skorch.callbacks import Callback
 
@@ -319,6 +319,7 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="fewer digits, one seed, smaller budgets")
     parser.add_argument("--only", nargs="+", default=[""], help="compute the cells whose names begin so")
     parser.add_argument("--cache", default=Path(__file__).parent / ".cache" / "paper", help="folder")
+    parser.add_argument("--merge", action="store_true", help="keep the cells of the table that is there")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start nothing new after this")
     parser.add_argument("--device", default="cpu", help="of this package's column")
     return parser.parse_args()
@@ -342,11 +343,15 @@ def main():
                 continue
     with suppress(OutOfTimeError):
         cells["poses"] = reproduction.poses()
+        cells["pose lengths"] = pose_lengths(*cells["poses"])
     name = "paper_quick" if args.quick else "paper"
+    written = (RESULTS / name).with_suffix(".json")
+    if args.merge and written.exists():
+        cells = json.loads(written.read_text()) | cells
     notes = environment(0, **{k: v for k, v in asdict(settings).items() if isinstance(v, int)})
     write(cells, settings, RESULTS / name, FIGURES, prefix="quick_" if args.quick else "", notes=notes)
     plain = {name: cell for name, cell in cells.items() if name not in ("poses", "pictures")}
-    (RESULTS / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n")
+    written.write_text(json.dumps(plain, indent=1) + "\n")
 
 
 if __name__ == "__main__":

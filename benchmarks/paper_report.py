@@ -162,21 +162,27 @@ def resultant_length(angles, times=1):
     return abs(np.exp(1j * times * np.asarray(angles)).mean())
 
 
-def table_poses(cells):
-    if "poses" not in cells:
-        return ""
-    poses, y = cells["poses"]
-    rows = []
+def pose_lengths(poses, y):
+    """Return the resultant lengths of the classes' poses per epoch, and how far 6 and 9 are apart at the end."""
+    lengths = {}
     for epoch, error in sorted(poses.items()):
         for times, what in ((1, ""), (2, " of doubled angles")):
-            lengths = [f"{resultant_length(error[y == digit], times):.2f}" for digit in range(10)]
-            rows.append([f"epoch {epoch}{what}", *lengths])
+            by_class = [float(resultant_length(error[y == digit], times)) for digit in range(10)]
+            lengths[f"epoch {epoch}{what}"] = by_class
     _, last = max(poses.items())
     apart = np.angle(np.exp(1j * last[y == 6]).mean() / np.exp(1j * last[y == 9]).mean(), deg=True)
+    return {"lengths": lengths, "apart": float(abs(apart))}
+
+
+def table_poses(cells):
+    if "pose lengths" not in cells:
+        return ""
+    found = cells["pose lengths"]
+    rows = [[label, *(f"{length:.2f}" for length in lengths)] for label, lengths in found["lengths"].items()]
     text = markdown(
         "Figures 7 and 8: resultant length of the poses per class, the turn removed", ["", *range(10)], rows
     )
-    return text + f"\nAt the end the mean poses of 6 and 9 are {abs(apart):.0f} degrees apart.\n"
+    return text + f"\nAt the end the mean poses of 6 and 9 are {found['apart']:.0f} degrees apart.\n"
 
 
 def table_classified(cells):
@@ -226,8 +232,10 @@ def figure_4(cells, settings):
     ax.set_xlabel("latent size")
     ax.set_ylabel("loss per image (nats)")
     ax.grid(alpha=0.3)
+    if not drawn:
+        return None
     ax.legend(frameon=False, fontsize=8)
-    return figure if drawn else None
+    return figure
 
 
 def draw_reconstructions(cells, name, labels):

@@ -52,7 +52,7 @@ _FIRST_STEP = 0.4
 # short sits on one.
 _SMALLEST_STEP = 1e-3
 # A line is first looked at so far to either side, wide enough to step over a neighbouring dip.
-BRACKET = 1.0
+BRACKET = 0.7
 # A row is held to fall by at most so many times what its quadratic model promises.
 _OPTIMISM = 2.0
 
@@ -270,7 +270,7 @@ def refine_line(
         Evaluations per row.
     tol : float
         Promised decrease of the loss, in nats, below which a row has converged.
-    bracket : float, default=1.0
+    bracket : float, default=0.7
         How far to either side a row looks first, in units.
     race : Race or None, default=None
         Ends hopeless rows early; None refines every row to its end.

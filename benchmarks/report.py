@@ -110,7 +110,7 @@ def write_report(name, table, settings, absent, n_open, *, merge):
     RESULTS.mkdir(exist_ok=True)
     if merge and (RESULTS / f"{name}.csv").exists():
         n_new, table = len(table), with_old_cells(table, RESULTS / f"{name}.csv")
-        n_open -= len(table) - n_new
+        n_open = max(0, n_open - (len(table) - n_new))
     table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
     lines = [f"# Perturbed MNIST: {settings.n_train:,} upright training digits, {settings.n_test:,} test digits", ""]
     for reading in ("canonicalized", "canonicalized_without_9", "canonicalized_upright_fit", "upright_canonicalized"):

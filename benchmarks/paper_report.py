@@ -221,19 +221,17 @@ def figure_5(cells, settings):
 
 
 def figure_4(cells, settings):
+    lines = {label: latent_means(cells, settings, *line) for label, line in LATENT_LINES.items()}
+    if not any(lines.values()):
+        return None
     figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    colours, drawn = (GREY, BLUE, ORANGE, "#CC79A7", GREEN), False
-    for (label, (training, kind)), colour in zip(LATENT_LINES.items(), colours, strict=True):
-        means = latent_means(cells, settings, training, kind)
+    for (label, means), colour in zip(lines.items(), (GREY, BLUE, ORANGE, "#CC79A7", GREEN), strict=True):
         if means:
             centre, spread = np.array(list(means.values())).T
             ax.errorbar(list(means), centre, spread, marker="o", markersize=4, capsize=2, color=colour, label=label)
-            drawn = True
     ax.set_xlabel("latent size")
     ax.set_ylabel("loss per image (nats)")
     ax.grid(alpha=0.3)
-    if not drawn:
-        return None
     ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -508,27 +508,26 @@ def step_units(model: AVAE, like: Tensor) -> Tensor:
     return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
 
 
+def _loss(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
+    """Return what refinement minimises, of shape (n,): -(ELBO + log prior)."""
+    return -model.elbo(images, alpha) - model.log_prior(alpha)
+
+
 def loss_alone(model: AVAE, images: Tensor) -> Value:
-    """Return the function that refinement along a line minimises: -(ELBO + log prior) of given rows at given poses."""
-
-    def evaluate(index: Tensor, alpha: Tensor) -> Tensor:
-        def loss(row: Tensor, pose: Tensor) -> Tensor:
-            return -model.elbo(images[row], pose) - model.log_prior(pose)
-
-        return in_blocks(loss, block_size(images, model.vae), index, alpha)
-
-    return evaluate
+    """Return the function that gives the losses of given rows at given poses."""
+    size = block_size(images, model.vae)
+    return lambda index, alpha: in_blocks(lambda row, pose: _loss(model, images[row], pose), size, index, alpha)
 
 
 def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
-    """Return the function that refinement minimises: -(ELBO + log prior) of given rows at given poses."""
+    """Return the function that gives the losses of given rows at given poses, and their gradients."""
 
     def evaluate(index: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
         for rows, n_kept in _blocks(len(index), block_size(images, model.vae), images.device):
             with torch.enable_grad():
                 pose = alpha[rows].detach().requires_grad_(True)
-                loss = -model.elbo(images[index[rows]], pose) - model.log_prior(pose)
+                loss = _loss(model, images[index[rows]], pose)
                 (gradient,) = torch.autograd.grad(loss.sum(), pose)
             losses.append(loss.detach()[:n_kept])
             gradients.append(gradient[:n_kept])

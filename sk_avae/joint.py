@@ -4,6 +4,10 @@ Where the training images have no canonical pose, one is found on the way: befor
 its batch are improved under frozen weights, then the weights take a step at these poses. Poses are remembered. An image
 that comes again starts from its own and from a few fresh ones, fewer as the poses settle.
 
+A network can learn a class in two poses, and then neither is worse than the other. At first, before it has learned
+much, starting poses are therefore chosen by more than the ELBO: also by how well the canonical image agrees with the
+mean of all of them.
+
 References
 ----------
 Bidart & Wong (2019), section 3.3 (a random search per batch, forgotten afterwards); Learned-Miller (2006), "Data driven
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .affine import parameters_of, wrap_angle
-from .alignment import AVAE, canonical_images, descend, is_constant, same_basin, screen
+from .alignment import AVAE, block_size, canonical_images, descend, in_blocks, is_constant, same_basin, screen
 from .starts import Moments, starting_poses
 
 # Fresh starting poses at the first visit, and then per visit, while poses still move and once they have settled.
@@ -28,6 +32,11 @@ _MAX_ITER = 3
 _TOL = 0.3
 # Poses are remembered: their optimum is near (in units of `step_units`).
 _BRACKET = 0.4
+# The weight of the agreement with the mean image at first, what remains of the mean after a batch, and the share of the
+# mean's own mean in it.
+_AGREEMENT = 1.0
+_MEMORY = 0.9
+_MIXED_IN = 0.2
 # A pose may not push more than this share of the ink out of the canonical frame.
 _LARGEST_LOSS = 0.5
 
@@ -46,6 +55,8 @@ class TrainingPoses:
         Starting poses that take turns as fresh ones.
     movable : Tensor of bool of shape (n,) or None, default=None
         Which images have a pose; None leaves the constant ones out.
+    n_agreeing : int, default=0
+        Calls of `improve` over which the agreement with the mean canonical image fades out.
 
     Attributes
     ----------
@@ -54,7 +65,13 @@ class TrainingPoses:
     """
 
     def __init__(
-        self, model: AVAE, images: Tensor, typical: Moments | None, n_restarts: int, movable: Tensor | None = None
+        self,
+        model: AVAE,
+        images: Tensor,
+        typical: Moments | None,
+        n_restarts: int,
+        movable: Tensor | None = None,
+        n_agreeing: int = 0,
     ) -> None:
         self.model = model
         self.images = images
@@ -63,6 +80,9 @@ class TrainingPoses:
         self.movable = ~is_constant(images) if movable is None else movable
         self.alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
         self.n_fresh = _FIRST_FRESH
+        self.n_agreeing = n_agreeing
+        self._mean: Tensor | None = None
+        self._n_calls = 0
         self._next = 1
         self._n_moved = self._n_seen = 0
 
@@ -80,7 +100,11 @@ class TrainingPoses:
         """
         model, images, remembered = self.model, self.images[rows], self.alpha[rows]
         starts = torch.cat([remembered[:, None], self._fresh(images)], dim=1)
-        scores = screen(model, images, starts).nan_to_num(nan=-math.inf)
+        scores = screen(model, images, starts)
+        weight = _AGREEMENT * max(0.0, 1 - self._n_calls / max(1, self.n_agreeing))
+        if weight and self._mean is not None:
+            scores = scores + weight * agreement(model, images, starts, self._mean)
+        scores = scores.nan_to_num(nan=-math.inf)
         row = torch.arange(len(rows), device=rows.device)
         best, loss = starts[row, scores.argmax(dim=1)], -scores.amax(dim=1)
         found = descend(model, images, best, loss, owner=row, max_iter=_MAX_ITER, tol=_TOL, bracket=_BRACKET)[0]
@@ -89,6 +113,10 @@ class TrainingPoses:
         self._n_moved += int((~same_basin(model.matrix(alpha, images), model.matrix(remembered, images))).sum())
         self._n_seen += len(rows)
         self.alpha[rows] = alpha
+        if weight:
+            mean = canonical_images(model, images, alpha).mean(dim=0)
+            self._mean = mean if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * mean
+        self._n_calls += 1
         return alpha
 
     def _fresh(self, images: Tensor) -> Tensor:
@@ -128,6 +156,34 @@ class TrainingPoses:
         names = parameters_of(self.model.family)
         spread = dispersion(self.alpha, self.model.family).tolist()
         return {"moved": moved, **{f"pose_std_{name}": s for name, s in zip(names, spread, strict=True)}}
+
+
+def agreement(model: AVAE, images: Tensor, poses: Tensor, mean: Tensor) -> Tensor:
+    """Return the log likelihood of canonical images under a mean image, of shape (n, n_poses).
+
+    That is what a model without latent variables makes of them: it knows one image, in one pose.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    poses : Tensor of shape (n, n_poses, n_params)
+    mean : Tensor of shape (n_channels, height, width)
+    """
+    n, n_poses, n_params = poses.shape
+    alpha = poses.reshape(-1, n_params)
+    # A pixel that no image has yet is unlikely, not impossible.
+    mean = _MIXED_IN * mean.mean(dim=(1, 2), keepdim=True) + (1 - _MIXED_IN) * mean
+    parameters: Tensor = model.likelihood.fill(mean)  # type: ignore[operator]
+
+    def log_likelihood(pair: Tensor) -> Tensor:
+        some = images[pair // n_poses]
+        canonical = model.canonical(some, model.matrix(alpha[pair], some))
+        log_prob: Tensor = model.likelihood.log_prob(canonical, parameters.expand_as(canonical))  # type: ignore[operator]
+        return log_prob
+
+    pairs = torch.arange(n * n_poses, device=images.device)
+    return in_blocks(log_likelihood, block_size(images), pairs).view(n, n_poses)
 
 
 def dispersion(alpha: Tensor, family: str) -> Tensor:

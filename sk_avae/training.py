@@ -21,6 +21,9 @@ from .vae import check_shapes
 _STEPS_PER_EPOCH = 48
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
+# Share of joint training over which the agreement with the mean image fades out.
+_AGREEING = 0.5
+
 
 class PoseSearch(NamedTuple):
     """What decides the poses of training images: the family, its prior's deviations and the number of starts."""
@@ -191,11 +194,12 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int, watch:
         if job.pose_search is not None:
             typical = mean_moments(kept, background)
 
-            def poses_of(some: Tensor) -> TrainingPoses:
+            def poses_of(some: Tensor, n_agreeing: int = 0) -> TrainingPoses:
                 movable = ~is_constant(job.image_format.crop(some))
-                return TrainingPoses(model, some, typical, n_restarts, movable)
+                return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing)
 
-            poses = poses_of(kept)
+            n_steps = job.max_epochs * -(-len(kept) // job.batch_size)
+            poses = poses_of(kept, round(_AGREEING * n_steps) if job.start is None else 0)
             validation_poses = None if held_out is None else poses_of(held_out)
 
         still = mean_moments(images, background)

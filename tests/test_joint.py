@@ -14,7 +14,7 @@ from sk_avae import AVAEEstimator
 from sk_avae.affine import parameters_of, to_matrix
 from sk_avae.alignment import AVAE, screen
 from sk_avae.datasets import make_perturbed
-from sk_avae.joint import TrainingPoses, dispersion
+from sk_avae.joint import TrainingPoses, agreement, dispersion
 from sk_avae.likelihoods import Bernoulli
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -38,6 +38,47 @@ def score(model, images, alpha):
 def learned(small_avae, turned):
     """A model of digits in any orientation, which found a pose of its own."""
     return small_avae(align_training=True, max_epochs=15).fit(turned.X)
+
+
+# ---------------------------------------------------------------- agreeing on a pose
+
+
+class Blind(nn.Module):
+    """A network that gives every image the same loss in every pose."""
+
+    def encode(self, x):
+        code = x.new_zeros(len(x), 1)
+        return code, code
+
+    def decode(self, z):
+        return z.new_zeros(len(z), 1, 28, 28)
+
+
+def test_images_agree_with_a_mean_image_in_its_pose(fitted, digits):
+    images, model = images_of(fitted, digits.X[:1]), fitted._model()
+    quarters = torch.arange(4)[None, :, None] * (math.pi / 2)
+    upright = agreement(model, images, quarters, images[0])
+    assert upright.shape == (1, 4)
+    assert upright.argmax() == 0
+    turned = torch.rot90(images[0], 1, dims=(1, 2))
+    assert_allclose(agreement(model, images, quarters, turned)[0].sort().values, upright[0].sort().values, rtol=1e-4)
+    assert agreement(model, images, quarters, turned).argmax() in (1, 3)
+
+
+def test_a_blind_network_leaves_the_pose_to_the_others(fitted, digits):
+    images = images_of(fitted, digits.X[digits.y == 2][:24])
+    images = torch.cat([images, torch.rot90(images[:4], 2, dims=(2, 3))])
+    model = AVAE(Blind(), Bernoulli(), "rotation", torch.zeros(1), scale=())
+    poses = TrainingPoses(model, images, None, 16, n_agreeing=10**6)
+    rows = torch.arange(len(images))
+    for _ in range(12):
+        poses.improve(rows)
+    away = poses.alpha[-4:, 0] - poses.alpha[:4, 0]
+    assert (away.cos() < -0.9).all()  # half a turn between an image and its turned copy: one canonical pose
+    before = poses.alpha.clone()
+    poses.n_agreeing = 0  # the agreement has faded
+    poses.improve(rows)
+    assert torch.equal(poses.alpha, before)
 
 
 # ---------------------------------------------------------------- improving poses

@@ -6,6 +6,7 @@ The only file that touches scikit-learn's private helpers, and the only one in w
 import math
 import operator
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .affine import edge_median, invert, parameters_of, to_matrix, warp
 
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
 _FARTHEST_PIXEL = 1e6
+
+# Pixels that span so many times less or more than the model's range are probably in other units.
+_OTHER_UNITS = 10
 
 # Nothing that is counted one by one comes to an end beyond it, and torch counts no further.
 _LARGEST_COUNT = 2**31 - 1
@@ -266,6 +270,21 @@ class ImageFormat:
                 f"Bring X to the units that `fit` saw."
             )
         return scaled.clamp(*support).to(device=device, dtype=torch.float32)
+
+    def warn_of_other_units(self, rows: NDArray[Any]) -> None:
+        """Warn if images span ten times less or more than the model's range: 0 to 1 where that is 0 to 255, say."""
+        some = rows[:: max(1, len(rows) // IMAGES_PER_CHUNK)]
+        low, high = float(some.min()), float(some.max())
+        ratio = (high - low) / abs(self.scale)
+        if ratio == 0 or 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS or ratio > _FARTHEST_PIXEL:  # which is refused
+            return
+        first, last = sorted((self.offset, self.offset + self.scale))
+        warnings.warn(
+            f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "
+            f"and {last:g}. If they are in other units (0 to 1 rather than 0 to 255, say), bring X to the model's.",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def from_model(self, images: Tensor) -> Tensor:
         """Bring the model's images back to the units of the input."""

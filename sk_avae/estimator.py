@@ -953,6 +953,9 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         self._check_search()
         rows, _ = check_rows(self, X, image_shape=self.image_shape_)
+        # Without `rescale`, pixels of a density may have any range.
+        if self.rescale is not False or np.isfinite(self.likelihood_.support).all():
+            self.image_format_.warn_of_other_units(rows)
         return rows
 
     def _device(self) -> torch.device:

@@ -41,9 +41,9 @@ DOCUMENTED_OF = {
     "AffineCanonicalizer.inverse_transform": (*DOCUMENTED, AttributeError),
 }
 # What a public call may warn of: poses that stopped at max_iter, a column vector of labels; little to learn, names of
-# columns that were there or not in `fit`.
+# columns that were there or not in `fit`, pixels in other units than there.
 DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning)
-DOCUMENTED_PHRASES = ("learns little", "valid feature names", "has feature names")
+DOCUMENTED_PHRASES = ("learns little", "valid feature names", "has feature names", "in other units")
 LONGEST_CALL = 30  # seconds
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import joblib
 import numpy as np
@@ -180,10 +181,27 @@ OUTSIDE = {
 def test_pixels_outside_the_fitted_range_give_numbers(small_avae, digits, name, likelihood):
     model = small_avae(likelihood=likelihood, max_epochs=3, n_restarts=4, max_iter=200, tol=1.0).fit(digits.X[:300])
     X = OUTSIDE[name](digits.X_test[:10].astype(float))
+    in_other_units = not name.startswith("a little")
     for method in ("transform", "score_samples", "encode", "reconstruct"):
-        assert np.isfinite(getattr(model, method)(X)).all(), method
-    # The canonical pixels are the input's own, not clipped to the range that `fit` saw.
-    assert_allclose(np.ptp(model.transform(X)[:, :784]), np.ptp(X), rtol=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = getattr(model, method)(X)
+        assert np.isfinite(found).all(), method
+        told = [str(warning.message) for warning in caught]
+        assert len(told) == in_other_units, told
+        assert all(message.startswith(f"The pixels of X lie between {X.min():g} and") for message in told)
+        assert all("made for between 0 and 255" in message for message in told)
+        if method == "transform":  # the canonical pixels are the input's own, not clipped to the range that `fit` saw
+            assert_allclose(np.ptp(found[:, :784]), np.ptp(X), rtol=0.1)
+
+
+def test_units_are_not_known_where_pixels_were_not_rescaled(small_avae, digits):
+    model = small_avae(likelihood="gaussian", rescale=False, max_epochs=1).fit(digits.X[:50] / 25.5)
+    assert np.isfinite(model.negative_elbo(digits.X_test[:5] / 255)).all()
+
+
+def test_blank_images_are_in_no_units(fitted):
+    assert np.isfinite(fitted.negative_elbo(np.zeros((3, 784)))).all()
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])

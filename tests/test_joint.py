@@ -12,7 +12,7 @@ from torch import nn
 
 from sk_avae import AVAEEstimator
 from sk_avae.affine import parameters_of, to_matrix
-from sk_avae.alignment import AVAE, screen
+from sk_avae.alignment import AVAE, prior_scale, screen
 from sk_avae.datasets import make_perturbed
 from sk_avae.joint import TrainingPoses, agreement, dispersion
 from sk_avae.likelihoods import Bernoulli
@@ -68,17 +68,23 @@ def test_images_agree_with_a_mean_image_in_its_pose(fitted, digits):
 def test_a_blind_network_leaves_the_pose_to_the_others(fitted, digits):
     images = images_of(fitted, digits.X[digits.y == 2][:24])
     images = torch.cat([images, torch.rot90(images[:4], 2, dims=(2, 3))])
-    model = AVAE(Blind(), Bernoulli(), "rotation", torch.zeros(1), scale=())
+    model = AVAE(Blind(), Bernoulli(), "rotation", torch.zeros(1), scale=prior_scale(None, "rotation"))
     poses = TrainingPoses(model, images, None, 16, n_agreeing=10**6)
     rows = torch.arange(len(images))
     for _ in range(12):
         poses.improve(rows)
     away = poses.alpha[-4:, 0] - poses.alpha[:4, 0]
     assert (away.cos() < -0.9).all()  # half a turn between an image and its turned copy: one canonical pose
-    before = poses.alpha.clone()
-    poses.n_agreeing = 0  # the agreement has faded
-    poses.improve(rows)
-    assert torch.equal(poses.alpha, before)
+
+
+def test_the_agreement_fades_out(fitted, turned):
+    images, rows = images_of(fitted, turned.X[:40]), torch.arange(40)
+    alpha = []
+    for n_agreeing in (0, 1, 10**6):  # the first call has no mean image to agree with yet
+        poses = TrainingPoses(fitted._model(), images, None, 16, n_agreeing=n_agreeing)
+        alpha.append([poses.improve(rows) for _ in range(3)][-1])
+    assert torch.equal(alpha[0], alpha[1])
+    assert not torch.equal(alpha[0], alpha[2])
 
 
 # ---------------------------------------------------------------- improving poses

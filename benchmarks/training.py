@@ -19,6 +19,7 @@ from sk_avae.datasets import load_mnist_sample, make_perturbed
 from sk_avae.joint import TrainingPoses
 from sk_avae.likelihoods import Bernoulli
 from sk_avae.net import train
+from sk_avae.training import AGREEING
 from sk_avae.vae import MODULES
 
 SEED, N_REPEATS, BATCH_SIZE, LR, N_RESTARTS = 0, 5, 256, 2e-3, 16
@@ -65,7 +66,10 @@ def with_skorch(vae, images, max_epochs, poses=None):
 
 
 def with_alignment(vae, images, max_epochs):
-    with_skorch(vae, images, max_epochs, lambda model: TrainingPoses(model, images, None, N_RESTARTS))
+    n_agreeing = round(AGREEING * max_epochs * -(-len(images) // BATCH_SIZE))
+    with_skorch(
+        vae, images, max_epochs, lambda model: TrainingPoses(model, images, None, N_RESTARTS, n_agreeing=n_agreeing)
+    )
 
 
 def main():

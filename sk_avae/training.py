@@ -22,7 +22,7 @@ _STEPS_PER_EPOCH = 48
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
 # Share of joint training over which the agreement with the mean image fades out.
-_AGREEING = 0.5
+AGREEING = 0.5
 
 
 class PoseSearch(NamedTuple):
@@ -199,7 +199,7 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int, watch:
                 return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing)
 
             n_steps = job.max_epochs * -(-len(kept) // job.batch_size)
-            poses = poses_of(kept, round(_AGREEING * n_steps) if job.start is None else 0)
+            poses = poses_of(kept, round(AGREEING * n_steps) if job.start is None else 0)
             validation_poses = None if held_out is None else poses_of(held_out)
 
         still = mean_moments(images, background)

@@ -147,8 +147,8 @@ def test_weights_are_split_by_a_search(fitted, digits):
     model = CanonicalizedClassifier(classifier, FrozenEstimator(fitted)).set_score_request(sample_weight=True)
     search = GridSearchCV(model, {"classifier__C": [0.01, 1]}, cv=2)
     y = digits.y[:60] % 2
-    search.fit(digits.X[:60] / 255, y, sample_weight=WEIGHTS * (y == 0) + 1e-9)
-    assert (search.predict(digits.X_test[:60] / 255) == 0).mean() > 0.9
+    search.fit(digits.X[:60], y, sample_weight=WEIGHTS * (y == 0) + 1e-9)
+    assert (search.predict(digits.X_test[:60]) == 0).mean() > 0.9
 
 
 @pytest.mark.usefixtures("routing")
@@ -177,7 +177,7 @@ def test_the_html_repr(fitted, digits, is_fitted):
     pipeline = make_pipeline(canonicalizer, LogisticRegression(tol=0.5))
     models = [canonicalizer, classifier, pipeline]
     if is_fitted:
-        models = [model.fit(digits.X[:60] / 255, digits.y[:60]) for model in models]
+        models = [model.fit(digits.X[:60], digits.y[:60]) for model in models]
     for model in [fitted if is_fitted else AVAEEstimator(), *models]:
         html = model._repr_html_()
         assert type(model).__name__ in html

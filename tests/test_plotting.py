@@ -11,7 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from sk_avae import (
     AffineCanonicalizer,
@@ -165,10 +167,11 @@ def test_curve_is_the_score_on_turned_images(reader, digits):
 
 
 def test_curves_share_an_axis(reader, fitted, digits):
-    X, y = digits.X_test[:60] / 255, digits.y_test[:60]
-    canonicalizer = AffineCanonicalizer(FrozenEstimator(fitted)).fit(digits.X[:10] / 255)
-    pipeline = make_pipeline(canonicalizer, FrozenEstimator(reader)).fit(digits.X[:10] / 255)
-    first = RobustnessCurveDisplay.from_estimator(reader, X, y, values=[0, 1])
+    X, y = digits.X_test[:60], digits.y_test[:60]
+    to_unit = FunctionTransformer(lambda rows: rows / 255)
+    canonicalizer = AffineCanonicalizer(FrozenEstimator(fitted))
+    pipeline = make_pipeline(canonicalizer, to_unit, FrozenEstimator(reader)).fit(digits.X[:10])
+    first = RobustnessCurveDisplay.from_estimator(reader, X / 255, y, values=[0, 1])
     second = RobustnessCurveDisplay.from_estimator(pipeline, X, y, values=[0, 1], name="canonical", ax=first.ax_)
     assert second.ax_ is first.ax_
     assert [text.get_text() for text in first.ax_.get_legend().get_texts()] == ["LogisticRegression", "canonical"]
@@ -215,14 +218,14 @@ def test_a_pipeline_is_asked_for_the_shape_of_its_images(colourful, digits):
     model, X = colourful
     rows, y = X[:40].reshape(40, -1), digits.y[:40]
     canonicalizer = AffineCanonicalizer(FrozenEstimator(model))
-    pipeline = make_pipeline(canonicalizer, LogisticRegression(max_iter=20, tol=0.1)).fit(rows / 255, y)
-    classifier = CanonicalizedClassifier(LogisticRegression(max_iter=20, tol=0.1), FrozenEstimator(model))
-    for estimator in (pipeline, classifier.fit(rows / 255, y)):
+    pipeline = make_pipeline(canonicalizer, KNeighborsClassifier()).fit(rows, y)
+    classifier = CanonicalizedClassifier(KNeighborsClassifier(), FrozenEstimator(model))
+    for estimator in (pipeline, classifier.fit(rows, y)):
         seen = []
         RobustnessCurveDisplay.from_estimator(
-            estimator, rows / 255, y, values=[1.0], scoring=lambda _, images, __, seen=seen: seen.append(images) or 0.0
+            estimator, rows, y, values=[1.0], scoring=lambda _, images, __, seen=seen: seen.append(images) or 0.0
         )
-        turned, _ = make_perturbed(X[:40] / 255, ranges={"angle": (1.0, 1.0)})
+        turned, _ = make_perturbed(X[:40], ranges={"angle": (1.0, 1.0)})
         assert_array_equal(seen[0], turned.reshape(40, -1))
 
 

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from .affine import REFLECTED, identity_matrix, invert, parameters_of, to_matrix, warp, without_reflection, wrap_angle
+from .density import canonical_features
 from .descent import BRACKET, Race, Value, ValueAndGradient, refine, refine_line
 from .likelihoods import kl_divergence
+from .starts import Moments, exact_moments
 
 # Below eight rows matrix products take another path, whose last bits differ: a block is never smaller, so
 # that an image alone gets the bits that it gets in a batch.
@@ -147,7 +149,9 @@ class AVAE:
         What lies outside the frame, see `affine.warp`.
     critic : nn.Module or None, default=None
         Scores canonical images, in nats; see `critic.Critic`. It has a say in which restarts are refined and in which
-        of the refined poses is best; the ELBO alone decides where these lie.
+        of the refined poses is best; ELBO and prior alone decide where these lie.
+    density : nn.Module or None, default=None
+        Log density of what canonical images look like, a part of the prior; see `density.ShapeDensity`.
     metric : Tensor of shape (n_params, n_params) or None, default=None
         Typical inverse Hessian of the loss in units of `step_units`, which refinement begins with.
     """
@@ -159,6 +163,7 @@ class AVAE:
     scale: tuple[float, ...]
     padding: str = "background"
     critic: nn.Module | None = None
+    density: nn.Module | None = None
     metric: Tensor | None = None
 
     def matrix(self, alpha: Tensor, images: Tensor) -> Tensor:
@@ -218,6 +223,10 @@ class AVAE:
             angles = torch.tensor([name == "angle" for name in names], device=alpha.device)
             alpha = torch.where(angles, 2 * (alpha / 2).sin(), alpha)
         return -0.5 * (alpha.square() * alpha.new_tensor(precision)).sum(dim=1)
+
+    def ink(self, images: Tensor) -> Moments | None:
+        """Return what the density has to know of images, once for all their poses; None without one."""
+        return None if self.density is None else exact_moments(images, self.background)
 
     def critic_score(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Return what the critic says of the canonical images, in nats, of shape (n,); 0 without one."""
@@ -394,7 +403,9 @@ def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha.any(dim=1)[:, None, None, None], canonical, images)
 
 
-def screen(model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None = None) -> Tensor:
+def screen(
+    model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None = None, ink: Moments | None = None
+) -> Tensor:
     """Return ELBO plus log prior of every image at each of its restarts, of shape (n, n_restarts).
 
     Parameters
@@ -404,6 +415,8 @@ def screen(model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None 
     restarts : Tensor of shape (n, n_restarts, n_params)
     wanted : Tensor of bool of shape (n, n_restarts) or None, default=None
         Which to evaluate, None is all; the others get minus infinity.
+    ink : Moments or None, default=None
+        See `AVAE.ink`; None finds it anew.
     """
     n, n_restarts, n_params = restarts.shape
     poses = restarts.reshape(-1, n_params)
@@ -411,10 +424,8 @@ def screen(model: AVAE, images: Tensor, restarts: Tensor, wanted: Tensor | None 
     pairs = wanted.flatten().nonzero()[:, 0]
     scores = images.new_full((n * n_restarts,), -math.inf)
     if len(pairs):
-        elbo = in_blocks(
-            lambda pair: model.elbo(images[pair // n_restarts], poses[pair]), block_size(images, model.vae), pairs
-        )
-        scores[pairs] = elbo + model.log_prior(poses[pairs])
+        loss_of = loss_alone(model, images, ink)
+        scores[pairs] = -loss_of(pairs // n_restarts, poses[pairs])
     return scores.view(n, n_restarts)
 
 
@@ -445,7 +456,7 @@ class Restarts(NamedTuple):
         return Restarts(self.alpha[:, 1:], None if self.first is None else self.first[:, 1:], self.floor)
 
 
-def screen_in_turn(model: AVAE, images: Tensor, restarts: Restarts) -> Tensor:
+def screen_in_turn(model: AVAE, images: Tensor, restarts: Restarts, ink: Moments | None = None) -> Tensor:
     """Return ELBO plus log prior at the restarts that are tried, minus infinity at the others.
 
     Parameters
@@ -453,6 +464,8 @@ def screen_in_turn(model: AVAE, images: Tensor, restarts: Restarts) -> Tensor:
     model : AVAE
     images : Tensor of shape (n, n_channels, height, width)
     restarts : Restarts
+    ink : Moments or None, default=None
+        See `AVAE.ink`; None finds it anew.
 
     Returns
     -------
@@ -460,11 +473,12 @@ def screen_in_turn(model: AVAE, images: Tensor, restarts: Restarts) -> Tensor:
     """
     first = restarts.first
     if first is None:
-        return screen(model, images, restarts.alpha)
-    scores = screen(model, images, restarts.alpha, first)
+        return screen(model, images, restarts.alpha, ink=ink)
+    ink = ink or model.ink(images)
+    scores = screen(model, images, restarts.alpha, first, ink)
     # Not "<": where the ELBO is no number everything is tried.
     unsure = ~(scores.amax(dim=1) >= restarts.floor)
-    return torch.where(first, scores, screen(model, images, restarts.alpha, ~first & unsure[:, None]))
+    return torch.where(first, scores, screen(model, images, restarts.alpha, ~first & unsure[:, None], ink))
 
 
 def distinct_best(scores: Tensor, matrices: Tensor, k: int) -> Tensor:
@@ -508,26 +522,42 @@ def step_units(model: AVAE, like: Tensor) -> Tensor:
     return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
 
 
-def _loss(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
-    """Return what refinement minimises, of shape (n,): -(ELBO + log prior)."""
-    return -model.elbo(images, alpha) - model.log_prior(alpha)
+def _loss(model: AVAE, images: Tensor, ink: Moments | None = None) -> Value:
+    """Return the function that gives what refinement minimises, -(ELBO + log prior), of given rows at given poses."""
+    ink = ink or model.ink(images)
+
+    def loss(row: Tensor, alpha: Tensor) -> Tensor:
+        some = images[row]
+        return -model.elbo(some, alpha) - log_prior_of(model, some, alpha, ink and ink.of(row))
+
+    return loss
 
 
-def loss_alone(model: AVAE, images: Tensor) -> Value:
-    """Return the function that gives the losses of given rows at given poses."""
-    size = block_size(images, model.vae)
-    return lambda index, alpha: in_blocks(lambda row, pose: _loss(model, images[row], pose), size, index, alpha)
+def loss_alone(model: AVAE, images: Tensor, ink: Moments | None = None) -> Value:
+    """Return the function that gives the losses of given rows at given poses, block by block."""
+    size, loss = block_size(images, model.vae), _loss(model, images, ink)
+    return lambda index, alpha: in_blocks(loss, size, index, alpha)
 
 
-def loss_and_gradient(model: AVAE, images: Tensor) -> ValueAndGradient:
+def log_prior_of(model: AVAE, images: Tensor, alpha: Tensor, ink: Moments | None) -> Tensor:
+    """Return the log prior of the poses of images, of shape (n,): of their parameters, and of what they leave."""
+    log_prior = model.log_prior(alpha)
+    if model.density is None or ink is None:
+        return log_prior
+    features = canonical_features(ink, model.matrix(alpha, images), images.shape[3] / images.shape[2])
+    return log_prior + model.density(features).to(log_prior)  # type: ignore[no-any-return]
+
+
+def loss_and_gradient(model: AVAE, images: Tensor, ink: Moments | None = None) -> ValueAndGradient:
     """Return the function that gives the losses of given rows at given poses, and their gradients."""
+    loss_of = _loss(model, images, ink)
 
     def evaluate(index: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
         for rows, n_kept in _blocks(len(index), block_size(images, model.vae), images.device):
             with torch.enable_grad():
                 pose = alpha[rows].detach().requires_grad_(True)
-                loss = _loss(model, images[index[rows]], pose)
+                loss = loss_of(index[rows], pose)
                 (gradient,) = torch.autograd.grad(loss.sum(), pose)
             losses.append(loss.detach()[:n_kept])
             gradients.append(gradient[:n_kept])
@@ -547,6 +577,7 @@ def descend(
     tol: float,
     race: Race | None = None,
     bracket: float = BRACKET,
+    ink: Moments | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Refine poses by whichever descent is cheaper: without gradients where one parameter alone is free.
 
@@ -562,6 +593,8 @@ def descend(
         The image of each.
     max_iter, tol, race, bracket
         See `descent.refine` and `descent.refine_line`.
+    ink : Moments or None, default=None
+        See `AVAE.ink`; None finds it anew.
 
     Returns
     -------
@@ -571,7 +604,7 @@ def descend(
     unit = step_units(model, images)
     n_free = int(unit.count_nonzero())
     if n_free > 1:
-        evaluate = loss_and_gradient(model, images)
+        evaluate = loss_and_gradient(model, images, ink)
         return refine(
             lambda row, pose: evaluate(owner[row], pose),
             alpha,
@@ -581,7 +614,7 @@ def descend(
             metric=model.metric,
             race=race,
         )
-    value = loss_alone(model, images)
+    value = loss_alone(model, images, ink)
     unknown = (~loss.isfinite()).nonzero()[:, 0]
     if len(unknown):
         loss = loss.index_copy(0, unknown, value(owner[unknown], alpha[unknown]))
@@ -650,7 +683,10 @@ def align(
         raise ValueError("The VAE and the critic must be in evaluation mode while images are aligned: call eval().")
     elbo_identity = in_blocks(model.elbo, block_size(images, model.vae), images).nan_to_num(nan=-math.inf)
     starts = restarts.alpha
-    scores = torch.cat([elbo_identity[:, None], screen_in_turn(model, images, restarts.without_identity())], dim=1)
+    ink = model.ink(images)
+    identity_score = elbo_identity + log_prior_of(model, images, torch.zeros_like(starts[:, 0]), ink)
+    others = screen_in_turn(model, images, restarts.without_identity(), ink)
+    scores = torch.cat([identity_score[:, None], others], dim=1)
     n, n_restarts, n_params = starts.shape
     matrices = model.matrix(starts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
     n_shown = n_refine if model.critic is None else _SHORTLIST * n_refine
@@ -665,9 +701,9 @@ def align(
     k = chosen.shape[1]
     margin = max(_HOPELESS, _HOPELESS_TEMPERATURES * temperature)
     found, n_iter, converged = _refined(
-        model, images, starts, scores, chosen, bonus.nan_to_num(nan=0.0), margin=margin, max_iter=max_iter, tol=tol
+        model, images, starts, scores, chosen, bonus.nan_to_num(nan=0.0), ink, margin=margin, max_iter=max_iter, tol=tol
     )
-    identity_score = elbo_identity + in_blocks(model.critic_score, block_size(images, model.critic), images)
+    identity_score = identity_score + in_blocks(model.critic_score, block_size(images, model.critic), images)
     gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
     movable = ~is_constant(images) if movable is None else movable
     stays = ~(gain > min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
@@ -749,6 +785,7 @@ def _refined(
     scores: Tensor,
     chosen: Tensor,
     bonus: Tensor,
+    ink: Moments | None,
     *,
     margin: float,
     max_iter: int,
@@ -779,11 +816,12 @@ def _refined(
         max_iter=max_iter,
         tol=tol,
         race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
+        ink=ink,
     )
     size = block_size(images, model.critic)
     critic_score = in_blocks(lambda row, pose: model.critic_score(images[row], pose), size, owner, alpha)
     score = (critic_score - loss).nan_to_num(nan=-math.inf).view(n, k)
-    elbo = (-loss - model.log_prior(alpha)).nan_to_num(nan=-math.inf).view(n, k)
+    elbo = (-loss - log_prior_of(model, images, alpha, ink and ink.of(owner))).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, model.family).view(n, k, -1)
     n_iter, converged = n_iter.view(n, k), converged.view(n, k)
     given_up = ~converged & (n_iter < max_iter)

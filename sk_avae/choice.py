@@ -5,14 +5,25 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from .alignment import AVAE, is_constant, screen, typical_metric
-from .critic import Critic, Search, align_in_parts, calibrate, critic_scores_in_blocks, find_hypotheses, pose_spread
+from .critic import (
+    Critic,
+    Search,
+    align_in_parts,
+    calibrate,
+    critic_scores_in_blocks,
+    find_hypotheses,
+    perturb,
+    pose_spread,
+)
+from .density import N_COMPONENTS, ShapeDensity, canonical_features
 from .net import train_critic, train_proposer
 from .persistence import global_generator
 from .proposer import Proposer, Starts
-from .starts import Moments, random_poses, reach_of
+from .starts import Moments, exact_moments, random_poses, reach_of
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
@@ -28,6 +39,11 @@ _MOST_COPIES = 3
 _N_CURVED = 256
 
 _N_AT_ONCE = 256
+
+# Fewer images would not tell the shape of a component, nor pixels a smaller variance; EM takes a tenth of such steps.
+_IMAGES_PER_COMPONENT = 50
+_LEAST_VARIANCE = 1e-4
+_EM_STEPS = 500
 
 # Share of training images that score less at their proposals, and are given the whole table.
 _UNSURE = 0.01
@@ -59,6 +75,8 @@ class Choice(NamedTuple):
     ----------
     proposer : Proposer or None
         Trained; None if there was to be none.
+    density : ShapeDensity or None
+        Of canonical images; None if there was to be no critic.
     critic : Critic or None
         Trained, and scaled to nats; None if there was to be none.
     temperature : float
@@ -70,6 +88,7 @@ class Choice(NamedTuple):
     """
 
     proposer: Proposer | None
+    density: ShapeDensity | None
     critic: Critic | None
     temperature: float
     spread: Tensor
@@ -97,13 +116,13 @@ def learn_to_choose(
     Parameters
     ----------
     model : AVAE
-        Without a critic.
+        Without a density and a critic.
     images : Tensor of shape (n, n_channels, height, width)
         Training images; constant ones are left out.
     typical : Moments or None
         See `starts.starting_poses`.
     with_proposer, with_critic : bool
-        Whether there is to be a proposer, and a critic.
+        Whether there is to be a proposer; a density and a critic.
     search : Search
         The one that the hypotheses will come from.
     max_epochs : int
@@ -125,7 +144,10 @@ def learn_to_choose(
     usable = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
     held_out = images[usable[:n_held_out]]
     shown = images[usable[n_held_out : n_held_out + _n_shown(held_out[0].numel())]]
-    starts, critic, proposer = Starts(typical), None, None
+    starts, density, critic, proposer = Starts(typical), None, None, None
+    if with_critic:
+        density = _fitted_density(model, shown, generator)
+        model = replace(model, density=density)
     if with_proposer:
         proposer = _trained_proposer(model, shown, typical, max_epochs, generator=generator, verbose=verbose)
         proposer.metric.copy_(typical_metric(model, held_out[:_N_CURVED]))
@@ -152,6 +174,7 @@ def learn_to_choose(
     gains = torch.cat([part.gain for part in upright])
     return Choice(
         proposer=proposer,
+        density=density,
         critic=critic,
         temperature=temperature,
         spread=pose_spread(model, found, best, true),
@@ -190,6 +213,25 @@ def _trained_proposer(
         )
     proposer.reach.copy_(torch.tensor(reach_of(model.family, model.scale)))
     return proposer.eval()
+
+
+def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> ShapeDensity:
+    """Learn what moments say of canonical images when these are perturbed, cut off by the frame and put right again."""
+    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
+    matrix = model.matrix(true, images)
+    ink = exact_moments(perturb(model, images, matrix), model.background)
+    features = canonical_features(ink, matrix, images.shape[3] / images.shape[2]).cpu().numpy()
+    mixture = GaussianMixture(
+        max(1, min(N_COMPONENTS, len(features) // _IMAGES_PER_COMPONENT)),
+        reg_covar=_LEAST_VARIANCE,
+        max_iter=_EM_STEPS,
+        init_params="k-means++",
+        random_state=int(torch.randint(2**31, (), generator=generator)),
+    ).fit(features)
+    found = mixture.weights_, mixture.means_, mixture.precisions_cholesky_
+    density = ShapeDensity()
+    density.set_mixture(*map(torch.from_numpy, found))
+    return density.to(images.device)
 
 
 def _trained_critic(

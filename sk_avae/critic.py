@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import compose, identity_matrix, invert, wrap_angle
-from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, pose_deviation, repeats
+from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, log_prior_of, pose_deviation, repeats
 from .proposer import Starts
 from .vae import EvenLinear
 
@@ -159,6 +159,14 @@ def _parts(images: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
+def perturb(model: AVAE, images: Tensor, matrix: Tensor) -> Tensor:
+    """Give canonical images the poses of given matrices."""
+    perturbed = torch.empty_like(images)
+    for rows in _parts(images):
+        perturbed[rows] = model.canonical(images[rows], invert(matrix[rows]))
+    return perturbed
+
+
 def find_hypotheses(
     model: AVAE, images: Tensor, starts: Starts, search: Search, *, true: Tensor, show_truth: bool = False
 ) -> Hypotheses:
@@ -180,16 +188,16 @@ def find_hypotheses(
     hypotheses : Hypotheses
     """
     truth = model.matrix(true, images)
-    perturbed = torch.empty_like(images)
-    for rows in _parts(images):
-        perturbed[rows] = model.canonical(images[rows], invert(truth[rows]))
+    perturbed = perturb(model, images, truth)
     extra = true if show_truth else None
     results = align_in_parts(model, perturbed, starts, search, extra, temperature=_NONE_GIVEN_UP)
     found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
     alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     n, k, n_params = alpha.shape
     matrix = model.matrix(alpha.view(-1, n_params), images)
-    log_joint = elbo + model.log_prior(alpha.view(-1, n_params)).view(n, k)
+    ink = model.ink(perturbed)
+    owner = torch.arange(n, device=images.device).repeat_interleave(k)
+    log_joint = elbo + log_prior_of(model, perturbed, alpha.view(-1, n_params), ink and ink.of(owner)).view(n, k)
     log_joint = log_joint.masked_fill(repeats(matrix.view(n, k, 2, 3)), -math.inf)
     right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
     return Hypotheses(perturbed, alpha, log_joint, right & log_joint.isfinite())

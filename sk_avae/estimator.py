@@ -55,13 +55,14 @@ from .alignment import (
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .choice import learn_to_choose, n_looked_at
 from .critic import Critic, Search
+from .density import ShapeDensity
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .proposer import Proposer, Starts
 from .starts import Moments, mean_moments
 from .vae import MODULES, check_methods, check_shapes, fused
 
 # The networks of a fitted model, and the recipes in it with the names of the classes that this package builds.
-NETWORKS = ("module_", "likelihood_", "critic_", "proposer_")
+NETWORKS = ("module_", "likelihood_", "density_", "critic_", "proposer_")
 RECIPES: dict[str, Mapping[str, type[nn.Module]]] = {"_recipe": MODULES, "_likelihood_recipe": LIKELIHOODS}
 
 
@@ -125,7 +126,8 @@ def _name(module: Any) -> str:
 
 def _unlearned() -> dict[str, Any]:
     """Return the attributes of a model that chooses by ELBO and prior alone."""
-    return {"proposer_": None, "critic_": None, "temperature_": 1.0, "pose_spread_": {}, "min_gain_": None}
+    nothing = dict.fromkeys(("proposer_", "density_", "critic_", "min_gain_"))
+    return {**nothing, "temperature_": 1.0, "pose_spread_": {}}
 
 
 class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
@@ -164,10 +166,10 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         The ELBO decides between them as between others. Images for which the proposals are uncertain or poor are
         screened at all `n_restarts`. False turns it off later, too.
     critic : bool, default=True
-        Whether `fit` trains a small network to tell right poses from wrong ones, on what alignment finds for perturbed
-        training images (100 or more); it then has a say in which restarts are refined and which refined pose is best.
-        It, the temperature and the gate are learned for the family and the search that `fit` knows; False turns
-        it off later, too.
+        Whether `fit` learns to tell right poses from wrong ones, on perturbed training images (100 or more): a density
+        of the centroids and covariances of canonical images, which joins the prior, and a small network, which has a
+        say in which restarts are refined and which refined pose is best. They, the temperature and the gate are learned
+        for the family and the search that `fit` knows; False turns both off later, too.
     min_gain : float or "auto", default=0.0
         The identity gate: an image is moved only if the score (ELBO, log prior and what the critic says) gains more
         than this, in nats; otherwise it stays as it is, exactly. "auto" is learned in `fit`, such that 1 % of upright
@@ -260,6 +262,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         whole search when the weights were final.
     proposer_ : nn.Module or None
         The network that proposes starting poses; None without learned starts, or where there were too few images.
+    density_ : nn.Module or None
+        Of the moments of canonical images; None without a critic, or where there were too few images.
     critic_ : nn.Module or None
         The trained critic; None without one, or where there were too few images to train it.
     temperature_ : float
@@ -291,6 +295,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
     module_: Any
     likelihood_: Any
     proposer_: Any
+    density_: nn.Module | None
     critic_: nn.Module | None
     moments_: tuple[NDArray[Any], ...] | None
     min_gain_: float | None
@@ -725,6 +730,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             )
             if choice is not None:
                 self.proposer_ = choice.proposer and persistence.freeze(choice.proposer, images.device)
+                self.density_ = choice.density and persistence.freeze(choice.density, images.device)
                 self.critic_ = choice.critic and persistence.freeze(choice.critic, images.device)
                 self.temperature_, self.min_gain_ = choice.temperature, choice.gate
                 spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
@@ -983,6 +989,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             scale=scale,
             padding=self.image_format_.padding,
             critic=self.critic_ if self.critic else None,
+            density=self.density_ if self.critic else None,
             metric=None if proposer is None else proposer.metric,
         )
 
@@ -1329,6 +1336,7 @@ def recipes_of(state: Mapping[str, Any], frame_shape: tuple[int, int, int]) -> d
     return {
         "module_": state["_recipe"],
         "likelihood_": state["_likelihood_recipe"],
+        "density_": {"module": ShapeDensity, "arguments": {}},
         "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape}},
         "proposer_": {"module": Proposer, "arguments": {"image_shape": frame_shape, "family": family}},
     }

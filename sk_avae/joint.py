@@ -102,19 +102,22 @@ class TrainingPoses:
         starts = torch.cat([remembered[:, None], self._fresh(images)], dim=1)
         scores = screen(model, images, starts)
         weight = _AGREEMENT * max(0.0, 1 - self._n_calls / max(1, self.n_agreeing))
+        wanted = scores
         if weight and self._mean is not None:
-            scores = scores + weight * agreement(model, images, starts, self._mean)
-        scores = scores.nan_to_num(nan=-math.inf)
+            wanted = scores + weight * agreement(model, images, starts, self._mean)
         row = torch.arange(len(rows), device=rows.device)
-        best, loss = starts[row, scores.argmax(dim=1)], -scores.amax(dim=1)
+        chosen = wanted.nan_to_num(nan=-math.inf).argmax(dim=1)
+        # The refinement goes by the ELBO alone.
+        best, loss = starts[row, chosen], -scores[row, chosen]
         found = descend(model, images, best, loss, owner=row, max_iter=_MAX_ITER, tol=_TOL, bracket=_BRACKET)[0]
-        kept = self.movable[rows] & found.isfinite().all(dim=1) & (self._ink_lost(images, found) < _LARGEST_LOSS)
+        canonical, lost = self._without_pose(images, found)
+        kept = self.movable[rows] & found.isfinite().all(dim=1) & (lost < _LARGEST_LOSS)
         alpha = torch.where(kept[:, None], wrap_angle(found, model.family), remembered)
         self._n_moved += int((~same_basin(model.matrix(alpha, images), model.matrix(remembered, images))).sum())
         self._n_seen += len(rows)
         self.alpha[rows] = alpha
-        if weight:
-            mean = canonical_images(model, images, alpha).mean(dim=0)
+        if weight and bool(kept.any()):
+            mean = canonical[kept].mean(dim=0)
             self._mean = mean if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * mean
         self._n_calls += 1
         return alpha
@@ -127,14 +130,15 @@ class TrainingPoses:
         turn = torch.arange(self._next, self._next + n_fresh) % starts.shape[1]
         return starts[:, turn]
 
-    def _ink_lost(self, images: Tensor, alpha: Tensor) -> Tensor:
-        """Return the share of the ink that the canonical frame does not hold, of shape (m,)."""
+    def _without_pose(self, images: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Return canonical images, and the share of the ink that the canonical frame does not hold, of shape (m,)."""
         model = self.model
         matrix = model.matrix(alpha, images)
         background = model.background.view(1, -1, 1, 1)
-        held = (model.canonical(images, matrix) - background).abs().sum(dim=(1, 2, 3))
+        canonical = model.canonical(images, matrix)
+        held = (canonical - background).abs().sum(dim=(1, 2, 3))
         held = held * torch.linalg.det(matrix[:, :, :2].double()).abs().to(held)
-        return 1 - held / (images - background).abs().sum(dim=(1, 2, 3)).clamp(min=1e-12)
+        return canonical, 1 - held / (images - background).abs().sum(dim=(1, 2, 3)).clamp(min=1e-12)
 
     def canonical_images(self) -> Tensor:
         """Return the images without their poses."""

@@ -38,6 +38,11 @@ _PROPOSER_IMAGES = 450_000  # in all epochs together
 _PROPOSER_LR = 3e-3
 
 
+def n_steps(n_images: int, max_epochs: int, batch_size: int) -> int:
+    """Return how many steps of the weights so many epochs take; the last batch of each may be smaller."""
+    return max_epochs * math.ceil(n_images / batch_size)
+
+
 class TensorBatches:
     """Batches of a dataset of tensors, taken by index: what a DataLoader does sample by sample.
 
@@ -56,7 +61,7 @@ class TensorBatches:
         self.generator = generator
 
     def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
+        return n_steps(len(self.tensors[0]), 1, self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], None]]:
         n = len(self.tensors[0])
@@ -261,10 +266,10 @@ def train(
         If a callback is none.
     """
     _check_callbacks(callbacks)
-    n_steps = max_epochs * -(-len(images) // batch_size)
     own: list[Any] = []
     if adam is None:
-        own.append(LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch", event_name=None))
+        steps = n_steps(len(images), max_epochs, batch_size)
+        own.append(LRScheduler("CosineAnnealingLR", T_max=steps, step_every="batch", event_name=None))
     if patience is not None:
         own.append(_BestWeights(patience=patience))
     if verbose:

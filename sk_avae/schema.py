@@ -16,6 +16,7 @@ from . import __version__
 from ._validation import ImageFormat
 from .affine import PADDINGS
 from .critic import Critic
+from .density import ShapeDensity
 from .estimator import RECIPES, AVAEEstimator, recipes_of
 from .likelihoods import LIKELIHOODS
 from .persistence import build, global_generator, unpack
@@ -111,6 +112,7 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
         "_likelihood_recipe": _has("module", "arguments"),
         "module_": _are_arrays,
         "likelihood_": _are_arrays,
+        "density_": _or_none(_are_arrays),
         "critic_": _or_none(_are_arrays),
         "proposer_": _or_none(_is_proposer),
         "image_format_": _has(*(part.name for part in fields(ImageFormat))),
@@ -241,7 +243,7 @@ def _check_networks(state: dict[str, Any], frame_shape: tuple[int, int, int]) ->
 
 def _laid_out(recipe: Mapping[str, Any]) -> nn.Module:
     """Build a network: one of the package's without memory, a user's own as it is."""
-    ours = recipe["module"] in (*MODULES.values(), *LIKELIHOODS.values(), Critic, Proposer)
+    ours = recipe["module"] in (*MODULES.values(), *LIKELIHOODS.values(), ShapeDensity, Critic, Proposer)
     with global_generator(None, torch.device("cpu")), torch.device("meta") if ours else contextlib.nullcontext():
         return build(recipe)
 

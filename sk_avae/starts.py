@@ -50,6 +50,10 @@ class Moments(NamedTuple):
     centroid: Tensor
     covariance: Tensor
 
+    def of(self, rows: Tensor) -> "Moments":
+        """Return those of some of the images."""
+        return Moments(self.centroid[rows], self.covariance[rows])
+
 
 def radical_inverse(index: int, base: int) -> float:
     """Mirror the digits of `index` at the point: the van der Corput sequence.
@@ -139,8 +143,10 @@ def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch
     return alpha
 
 
-def moments(images: Tensor, background: Tensor) -> Moments:
-    """Return the moments of the ink: of whatever differs from the background.
+def exact_moments(images: Tensor, background: Tensor) -> Moments:
+    """Return the moments of the ink, of whatever differs from the background, in double precision.
+
+    In single precision functions of them would round the last bit by their place in the block, which must not show.
 
     Parameters
     ----------
@@ -152,19 +158,24 @@ def moments(images: Tensor, background: Tensor) -> Moments:
     moments : Moments
         A constant image has its ink spread evenly.
     """
-    ink = (images - background.view(1, -1, 1, 1)).abs().sum(dim=1)
+    ink = (images - background.view(1, -1, 1, 1)).abs().sum(dim=1).double() + 1e-6
     n, height, width = ink.shape
-    ink = ink + 1e-6
-    y = ((torch.arange(height, device=ink.device) + 0.5) * 2 / height - 1).to(ink)
-    x = ((torch.arange(width, device=ink.device) + 0.5) * 2 / width - 1).to(ink) * (width / height)
-    share_x, share_y = ink.sum(dim=1), ink.sum(dim=2)
-    total = share_x.sum(dim=1)
-    mean_x, mean_y = (share_x * x).sum(dim=1) / total, (share_y * y).sum(dim=1) / total
-    var_x = (share_x * x.square()).sum(dim=1) / total - mean_x.square()
-    var_y = (share_y * y.square()).sum(dim=1) / total - mean_y.square()
-    cov = ((ink * x).sum(dim=2) * y).sum(dim=1) / total - mean_x * mean_y
+    y = (torch.arange(height, device=ink.device) + 0.5).double() * 2 / height - 1
+    x = ((torch.arange(width, device=ink.device) + 0.5).double() * 2 / width - 1) * (width / height)
+    # sums[:, i, j] is that of y^i x^j.
+    sums = torch.stack([y**0, y, y**2]) @ (ink @ torch.stack([x**0, x, x**2], dim=1))
+    means = sums / sums[:, :1, :1]
+    mean_x, mean_y = means[:, 0, 1], means[:, 1, 0]
+    var_x, var_y = means[:, 0, 2] - mean_x.square(), means[:, 2, 0] - mean_y.square()
+    cov = means[:, 1, 1] - mean_x * mean_y
     covariance = torch.stack([var_x, cov, cov, var_y], dim=1).view(n, 2, 2)
     return Moments(torch.stack([mean_x, mean_y], dim=1), covariance)
+
+
+def moments(images: Tensor, background: Tensor) -> Moments:
+    """Return `exact_moments` in the precision of the images."""
+    found = exact_moments(images, background)
+    return Moments(found.centroid.to(images), found.covariance.to(images))
 
 
 def mean_moments(images: Tensor, background: Tensor) -> Moments:
@@ -207,8 +218,7 @@ def moment_proposals(
     -------
     alpha : Tensor of shape (n, n_proposals, n_params)
     """
-    # In double precision: some functions round the last bit by their place in the block, which must not show.
-    found = moments(images.double(), background.double())
+    found = exact_moments(images, background)
     typical = Moments(typical.centroid.double(), typical.covariance.double())
     n, aspect = len(images), images.shape[3] / images.shape[2]
     root, typical_root = _square_root(found.covariance), _square_root(typical.covariance)

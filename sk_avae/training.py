@@ -14,7 +14,7 @@ from . import persistence
 from ._validation import ImageFormat
 from .alignment import AVAE, is_constant
 from .joint import TrainingPoses
-from .net import train
+from .net import n_steps, train
 from .starts import mean_moments
 from .vae import check_shapes
 
@@ -198,8 +198,8 @@ def run(job: Job, images: Tensor, callbacks: Sequence[Any], verbose: int, watch:
                 movable = ~is_constant(job.image_format.crop(some))
                 return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing)
 
-            n_steps = job.max_epochs * -(-len(kept) // job.batch_size)
-            poses = poses_of(kept, round(AGREEING * n_steps) if job.start is None else 0)
+            steps = n_steps(len(kept), job.max_epochs, job.batch_size)
+            poses = poses_of(kept, round(AGREEING * steps) if job.start is None else 0)
             validation_poses = None if held_out is None else poses_of(held_out)
 
         still = mean_moments(images, background)

@@ -681,7 +681,7 @@ class Bowl:
         self.family = family
         self.hessian = hessian
         self.scale = scale or (FLAT,) * len(FAMILIES[family])
-        self.vae = None
+        self.vae = self.density = None
 
     def elbo(self, images, alpha):
         # The first pixel says which image it is.
@@ -690,6 +690,9 @@ class Bowl:
 
     def log_prior(self, alpha):
         return torch.zeros(len(alpha))
+
+    def ink(self, images):
+        return None
 
 
 def numbered(n):

@@ -12,6 +12,7 @@ from sklearn.base import clone
 
 from sk_avae import AVAEEstimator
 from sk_avae.affine import to_matrix, wrap_angle
+from sk_avae.alignment import log_prior_of
 from sk_avae.choice import learn_to_choose
 from sk_avae.critic import Critic, Search, is_right
 
@@ -203,8 +204,9 @@ def test_the_gain_is_what_the_score_says(choosy, found, stretched):
     images = choosy._to_model(stretched.X[:100])
     alpha = torch.tensor(found.alpha[:100]).float()
     with torch.no_grad():
-        best = model.elbo(images, alpha) + model.log_prior(alpha) + model.critic_score(images, alpha)
-        identity = model.elbo(images) + model.critic(images)
+        ink = model.ink(images)
+        best = model.elbo(images, alpha) + log_prior_of(model, images, alpha, ink) + model.critic_score(images, alpha)
+        identity = model.elbo(images) + log_prior_of(model, images, 0 * alpha, ink) + model.critic(images)
     moved = found.alpha[:100].any(axis=1)
     assert_allclose(found.gain[:100][moved], (best - identity).numpy()[moved], rtol=1e-3, atol=0.05)
     assert_array_equal(moved, found.gain[:100] > 0)

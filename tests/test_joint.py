@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from sk_avae import AVAEEstimator
+from sk_avae import AVAEEstimator, alignment, joint
 from sk_avae.affine import parameters_of, to_matrix
 from sk_avae.alignment import AVAE, prior_scale, screen
 from sk_avae.datasets import make_perturbed
@@ -85,6 +85,22 @@ def test_the_agreement_fades_out(fitted, turned):
         alpha.append([poses.improve(rows) for _ in range(3)][-1])
     assert torch.equal(alpha[0], alpha[1])
     assert not torch.equal(alpha[0], alpha[2])
+
+
+def test_refinement_knows_the_elbo_alone(fitted, turned, monkeypatch):
+    images, rows, model = images_of(fitted, turned.X[:40]), torch.arange(40), fitted._model()
+    seen = []
+
+    def descend(model, images, alpha, loss, **options):
+        seen.append((loss, -score(model, images, alpha)))
+        return alignment.descend(model, images, alpha, loss, **options)
+
+    monkeypatch.setattr(joint, "descend", descend)
+    poses = TrainingPoses(model, images, None, 16, n_agreeing=10**6)
+    for _ in range(3):
+        poses.improve(rows)
+    for given, true in seen:
+        assert_allclose(given, true, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- improving poses

@@ -133,7 +133,7 @@ ROWS = {
     "vae_only": Row("sk_avae without critic", training="sk_avae"),
     "sk_avae": Row("sk_avae", training="sk_avae"),
     "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True),
-    "gated": Row("sk_avae, identity gate", training="sk_avae"),
+    "gated": Row("sk_avae, identity gate", training="gated"),
 }
 # Every other row is read beside these two.
 REFERENCES = ("none", "oracle")

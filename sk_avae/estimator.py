@@ -214,8 +214,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         See `early_stopping`.
     warm_start : bool, default=False
         Whether `fit` of a fitted model goes on with its weights, scaling and background for `max_epochs` more epochs.
-        `lr` starts anew; moments, learned starts, critic, temperature and gate are learned again. Parameters that the
-        weights depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without
+        `lr` starts anew; moments, learned starts, density, critic, temperature and gate are learned again. Parameters
+        that the weights depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without
         what is learned from them for the search; without `warm_start` the model is as it was before `fit`.
     callbacks : list or None, default=None
         Further skorch callbacks; they are copied. To stop early use `early_stopping`: skorch's own callback
@@ -430,8 +430,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         The first call builds the model, unless there is a fitted one, and fixes the images' shape, the scaling, the
         background, the likelihood and the moments that starting poses aim at: let its images be typical. Adam goes on
         where the last call left it. Nothing is held out: `early_stopping` and `validation_fraction` have no part in it.
-        What `fit` learns for the search (learned starts, critic, temperature, gate) would be that of other weights and
-        is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start` learns it
+        What `fit` learns for the search (learned starts, density, critic, temperature, gate) would be that of other
+        weights and is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start` learns it
         again.
 
         Parameters

@@ -431,8 +431,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         background, the likelihood and the moments that starting poses aim at: let its images be typical. Adam goes on
         where the last call left it. Nothing is held out: `early_stopping` and `validation_fraction` have no part in it.
         What `fit` learns for the search (learned starts, density, critic, temperature, gate) would be that of other
-        weights and is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start` learns it
-        again.
+        weights and is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start`
+        learns it again.
 
         Parameters
         ----------

@@ -18,7 +18,7 @@ from sk_avae.alignment import AVAE
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 from sk_avae.joint import TrainingPoses
 from sk_avae.likelihoods import Bernoulli
-from sk_avae.net import train
+from sk_avae.net import n_steps, train
 from sk_avae.training import AGREEING
 from sk_avae.vae import MODULES
 
@@ -66,7 +66,7 @@ def with_skorch(vae, images, max_epochs, poses=None):
 
 
 def with_alignment(vae, images, max_epochs):
-    n_agreeing = round(AGREEING * max_epochs * -(-len(images) // BATCH_SIZE))
+    n_agreeing = round(AGREEING * n_steps(len(images), max_epochs, BATCH_SIZE))
     with_skorch(
         vae, images, max_epochs, lambda model: TrainingPoses(model, images, None, N_RESTARTS, n_agreeing=n_agreeing)
     )

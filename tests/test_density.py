@@ -190,7 +190,7 @@ def test_images_that_fill_the_frame_are_free_to_be_scaled(small_avae):
     X = np.round(127 * (1 + wave + 0.1 * rng.normal(size=(150, 28, 28))).clip(0, 2)).reshape(150, -1)
     avae = small_avae(family="similarity", critic=True, padding="border", max_epochs=2).fit(X)
     images = avae._to_model(X[:50])
-    model, ink = avae._model(), None
+    model = avae._model()
     ink = model.ink(images)
     alpha = torch.zeros(50, 4)
     scores = []

@@ -212,12 +212,14 @@ class Reproduction:
         """Return the paper's VAE after all epochs; each epoch is kept."""
         images = published.normalised(self.X[: self.settings.n_published_train])
         torch.manual_seed(0)
-        vae = ConvVAE((1, SIDE, SIDE), published.LATENT_SIZE)
+        vae = ConvVAE((1, SIDE, SIDE), published.LATENT_SIZE).to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(vae.parameters(), **published.ADAM)
         for epoch in range(1, self.settings.published_epochs + 1):
 
             def compute(epoch=epoch):
                 generator = torch.Generator().manual_seed(epoch)
+                (group,) = optimizer.param_groups
+                group["lr"] = published.learning_rate(epoch, self.settings.published_epochs)
                 loss = published.train_epoch(vae, optimizer, images, training, generator)
                 return {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "loss": loss}
 

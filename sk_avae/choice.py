@@ -27,7 +27,7 @@ from .starts import Moments, exact_moments, random_poses, reach_of
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
-_N_SHOWN = 30_000
+_N_SHOWN = 60_000
 _PIXELS_SHOWN = 2**27
 _FEWEST_HELD_OUT = 25
 

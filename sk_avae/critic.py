@@ -6,8 +6,9 @@ has to pick one that is right,
 
 .. math:: p(h) \propto \exp( w \cdot \text{critic}(A_h x) + \log p(x, h) / T ),
 
-where the log joint density is ELBO plus log prior. The temperature T and the weight w are fitted afterwards on
-hypotheses for images that the critic was not trained on, so that the weights of hypotheses are calibrated.
+where the log joint density is ELBO plus log prior, and T is high, so that it learns what that density does not know.
+T and the weight w are fitted afterwards on hypotheses for images that the critic was not trained on, so that the
+weights of hypotheses are calibrated.
 
 References
 ----------

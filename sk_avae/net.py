@@ -27,11 +27,13 @@ from .joint import TrainingPoses
 from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
 from .starts import Moments, random_poses
 
-_CRITIC_EPOCHS = 6, 24  # few images take more, but no more than
+_CRITIC_EPOCHS = 8, 24  # few images take more, but no more than
 _CRITIC_IMAGES = 96_000  # in all epochs together
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
 _CRITIC_LR = 4e-3
+# A nat of the log joint density says so little to what the critic learns: it is to know better, not the same again.
+_CRITIC_TEMPERATURE = 50.0
 _PROPOSER_BATCH = 256
 _PROPOSER_PIXELS = 2**22  # in a batch
 _PROPOSER_IMAGES = 450_000  # in all epochs together
@@ -381,7 +383,7 @@ class _CriticNet(NeuralNet):
         """Compute the loss of a batch of hypotheses, and its gradient."""
         self._set_training(True)
         found = Hypotheses(*batch[0])
-        scores = critic_scores(self.model, self.module_, found).masked_fill(found.log_joint == -math.inf, -math.inf)
+        scores = critic_scores(self.model, self.module_, found) + found.log_joint / _CRITIC_TEMPERATURE
         loss = choice_loss(scores, found.right)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}

@@ -34,10 +34,10 @@ LR = {"rotation": 0.01, "linear": 0.03, "affine": 0.03}
 REACH = {"rotation": math.pi, "linear": 1.5, "affine": 1.5}
 N_ENTRIES = {"rotation": 1, "linear": 4, "affine": 6}
 
-# Budgets in training, and Adam's settings there: the learning rate falls to a fifth every 60 of 200 epochs.
+# Budgets in training, and Adam's settings there: the learning rate falls to a fifth every 60 epochs.
 TRAINING_STARTS, TRAINING_STEPS, TRAINING_LR = 20, 10, 0.01
 ADAM = {"lr": 1e-3, "weight_decay": 5e-4}
-FALL, FALLS_EVERY = 0.2, 60 / 200
+FALL, FALLS_EVERY = 0.2, 60
 BATCH_SIZE = 128
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -133,7 +133,7 @@ def loss_of(vae: ConvVAE) -> Loss:
 
 
 class Searched:
-    """A `ConvVAE` as the search in training evaluates it: fused, with products in bfloat16, at half the time.
+    """A `ConvVAE` as a search evaluates it: fused, with products in bfloat16, at half the time.
 
     The poses that it finds are worse by less than a thousandth of the loss; the weights take their steps in float32.
     """
@@ -151,9 +151,9 @@ class Searched:
             return self.vae.decode(z).float()
 
 
-def learning_rate(epoch: int, n_epochs: int) -> float:
-    """Return the rate of an epoch (from 1): the paper's schedule of 200 epochs, in proportion."""
-    return ADAM["lr"] * FALL ** math.floor((epoch - 1) / n_epochs / FALLS_EVERY)
+def learning_rate(epoch: int) -> float:
+    """Return the rate of an epoch, counted from 1."""
+    return ADAM["lr"] * FALL ** ((epoch - 1) // FALLS_EVERY)
 
 
 def train_epoch(vae: ConvVAE, optimizer, images: Tensor, training: str, generator: torch.Generator) -> float:

@@ -328,6 +328,20 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
     assert accuracy(weight * scores + held_out.log_joint) > accuracy(held_out.log_joint)
 
 
+def test_a_critic_learns_what_the_density_does_not_know(model, lessons):
+    # Where ELBO and prior tell right from wrong by far, nothing is left to learn; where they are wrong, all the more.
+    few = Hypotheses(*(tensor[:200] for tensor in lessons))
+    judged = {}
+    for sure in (-1e5, 0.0, 1e5):
+        told = torch.where(few.right, sure, 0.0).masked_fill(few.log_joint == -INFINITE, -INFINITE)
+        critic = trained(model, few._replace(log_joint=told)).eval()
+        scores = critic_scores_in_blocks(model, critic, few)
+        wrong = ~few.right & few.log_joint.isfinite()
+        judged[sure] = (scores[few.right].mean() - scores[wrong].mean()).item()
+    assert abs(judged[1e5]) < 0.1 * judged[0.0]
+    assert judged[-1e5] > 2 * judged[0.0]
+
+
 def test_training_repeats_with_its_generators(model, lessons):
     few = Hypotheses(*(tensor[:200] for tensor in lessons))
     one, same, other = (trained(model, few, seed).state_dict() for seed in (0, 0, 1))

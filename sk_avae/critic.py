@@ -46,7 +46,9 @@ _LOG_WEIGHTS = -math.log(1000.0), math.log(1000.0)
 
 
 class Critic(nn.Module):
-    """Three convolutions and two linear layers that give an image a score in nats: higher is more canonical.
+    """Three convolutions, with batch norms, and two linear layers that score an image: higher is more canonical.
+
+    In nats, once it is scaled.
 
     Parameters
     ----------
@@ -67,12 +69,9 @@ class Critic(nn.Module):
         first, second, third = _CHANNELS
         self.widest = first * -(-height // 2) * -(-width // 2)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, first, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(first, second, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(second, third, 3, stride=2, padding=1),
-            nn.ReLU(),
+            *_halving(channels, first, 5),
+            *_halving(first, second, 3),
+            *_halving(second, third, 3),
             nn.Flatten(),
             nn.Dropout(_DROPOUT),
             EvenLinear(third * -(-height // 8) * -(-width // 8), _HIDDEN),
@@ -84,6 +83,12 @@ class Critic(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the score of each image, of shape (n,)."""
         return self.layers(images)[:, 0] * self.scale
+
+
+def _halving(inputs: int, outputs: int, width: int) -> list[nn.Module]:
+    """Return the layers that halve an image's sides."""
+    convolution = nn.Conv2d(inputs, outputs, width, stride=2, padding=width // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.Hardswish()]
 
 
 class Search(NamedTuple):

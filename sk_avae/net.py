@@ -27,11 +27,11 @@ from .joint import TrainingPoses
 from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
 from .starts import Moments, random_poses
 
-_CRITIC_EPOCHS = 8, 24  # few images take more, but no more than
+_CRITIC_EPOCHS = 12, 24  # few images take more, but no more than
 _CRITIC_IMAGES = 96_000  # in all epochs together
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
-_CRITIC_LR = 4e-3
+_CRITIC_LR = 8e-3
 # A nat of the log joint density says so little to what the critic learns: it is to know better, not the same again.
 _CRITIC_TEMPERATURE = 50.0
 _PROPOSER_BATCH = 256
@@ -446,7 +446,10 @@ def train_critic(
             verbose=verbose,
         ),
     )
+    # Channels last takes a third less time.
+    critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _run(net, dataset, critic.parameters())
+    critic.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return True
 
 

@@ -28,7 +28,7 @@ from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_mom
 from .starts import Moments, random_poses
 
 _CRITIC_EPOCHS = 12, 24  # few images take more, but no more than
-_CRITIC_IMAGES = 96_000  # in all epochs together
+_CRITIC_IMAGES = 12_000  # in all epochs together, at least
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses
 _CRITIC_LR = 8e-3

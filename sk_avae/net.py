@@ -27,7 +27,7 @@ from .joint import TrainingPoses
 from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
 from .starts import Moments, random_poses
 
-_CRITIC_EPOCHS = 12, 24  # few images take more, but no more than
+_CRITIC_EPOCHS = 8, 24  # few images take more, but no more than
 _CRITIC_IMAGES = 12_000  # in all epochs together, at least
 _CRITIC_BATCH = 128
 _CRITIC_PIXELS = 2**24  # in a batch, over all hypotheses

@@ -446,7 +446,7 @@ def train_critic(
             verbose=verbose,
         ),
     )
-    # Channels last takes a third less time.
+    # Channels last takes a third less time; back, for a critic that was loaded rounds as one in the usual format.
     critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _run(net, dataset, critic.parameters())
     critic.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

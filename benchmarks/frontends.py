@@ -1,9 +1,9 @@
 """The front-ends of the robustness table: each brings 40 x 40 images into one pose.
 
-``fit(X, y)`` returns a front-end's model; ``canonicalize(model, X)`` returns canonical images, of shape
-(n, k, n_features), and their weights, (n, k). Rows are bytes everywhere. Plain data says what results depend on beside
-the images: ``model_name`` and ``model_key`` for the model, which front-ends with equal ones share, ``search_key`` for
-what is made with it.
+``fit(X, y)`` returns a front-end's model; ``search(model, X)`` returns a dict: "weights" of shape (n, k), and "matrix"
+of shape (n, k, 2, 3), from canonical to input coordinates, or else "images" of shape (n, k, n_features). `drawn` makes
+images of either. Rows are bytes everywhere. Plain data says what results depend on beside the images: ``model_name``
+and ``model_key`` for the model, which front-ends with equal ones share, ``search_key`` for what is found with it.
 """
 
 import copy
@@ -47,9 +47,17 @@ def as_bytes(rows):
     return np.clip(np.rint(rows), 0, 255).astype(np.uint8)
 
 
-def single(rows):
-    """Return one canonical image per input, as `canonicalize` does."""
-    return as_bytes(rows)[:, None], np.ones((len(rows), 1), dtype=np.float32)
+def only(name, values):
+    """Return what a search for one pose per input found: its matrices or images."""
+    return {name: np.asarray(values)[:, None], "weights": np.ones((len(values), 1), dtype=np.float32)}
+
+
+def drawn(found, rows, k=None):
+    """Return the canonical images, of shape (n, k, n_features), of what a search found in rows; the best k only."""
+    if "images" in found:
+        return found["images"][:, :k]
+    matrix = torch.from_numpy(found["matrix"][:, :k]).float()
+    return np.stack([as_bytes(warp_rows(rows, matrix[:, j])) for j in range(matrix.shape[1])], axis=1)
 
 
 def warp_rows(rows, matrix):
@@ -88,9 +96,8 @@ class Moments:
     def fit(self, X, y):
         return None
 
-    def canonicalize(self, model, X):
-        matrix = np.concatenate([self._matrices(some) for some in np.array_split(X, splits(X))])
-        return single(warp_rows(X, torch.from_numpy(matrix).float()))
+    def search(self, model, X):
+        return only("matrix", np.concatenate([self._matrices(some) for some in np.array_split(X, splits(X))]))
 
     def _matrices(self, rows):
         ink = rows.astype(np.float64) + 1e-9
@@ -121,7 +128,7 @@ def upright(direction):
 
 
 class Canonicalizer:
-    """The package: the hypotheses for an image undone, the best one first, with their weights."""
+    """The package: the hypotheses for an image, the best one first, with their weights."""
 
     model_name = "avae"
 
@@ -135,9 +142,12 @@ class Canonicalizer:
     def fit(self, X, y):
         return self.estimator.fit(X)
 
-    def canonicalize(self, model, X):
-        images, weights = copy.copy(model).set_params(**self.search_key).transform_hypotheses(X)
-        return as_bytes(images), weights
+    def search(self, model, X):
+        found = copy.copy(model).set_params(**self.search_key).align(X)
+        n, k, n_params = found.hypotheses.shape
+        alpha = torch.from_numpy(np.ascontiguousarray(found.hypotheses)).view(n * k, n_params)
+        matrix = to_matrix(alpha, self.estimator.family).view(n, k, 2, 3)
+        return {"matrix": matrix.numpy(), "weights": found.hypothesis_weight}
 
 
 class PaperSearch(Canonicalizer):
@@ -151,7 +161,7 @@ class PaperSearch(Canonicalizer):
     def __init__(self, family, *, random_state, n_starts, **parameters):
         super().__init__(family, random_state=random_state, **parameters)
         self.generator_seed = random_state
-        self.search = published.Search(family, n_starts)
+        self.published = published.Search(family, n_starts)
         self.search_key = {
             "n_starts": n_starts,
             "n_steps": published.STEPS,
@@ -159,17 +169,19 @@ class PaperSearch(Canonicalizer):
             "reach": published.REACH[family],
         }
 
-    def canonicalize(self, model, X):
-        avae = AVAE(model.module_, model.likelihood_, self.estimator.family, torch.zeros(1), scale=())
+    def search(self, model, X):
+        device = next(model.module_.parameters()).device
+        black = torch.zeros(1, device=device)
+        avae = AVAE(model.module_, model.likelihood_, self.estimator.family, black, scale=())
         generator = torch.Generator().manual_seed(self.generator_seed)
 
         def loss(images, matrix):
             mean, log_var = avae.encode(images, matrix)
             return kl_divergence(mean, log_var) - avae.likelihood.log_prob(images, avae.decode(mean, matrix))
 
-        parts = np.array_split(X, splits(X))
-        poses = [self.search.run(loss, as_images(some / np.float32(255)), generator) for some in parts]
-        return single(warp_rows(X, published.matrix_of(torch.cat(poses))))
+        parts = [as_images(some / np.float32(255)).to(device) for some in np.array_split(X, splits(X))]
+        poses = [self.published.run(loss, some, generator).cpu() for some in parts]
+        return only("matrix", published.matrix_of(torch.cat(poses)))
 
 
 class Equiadapt:
@@ -222,14 +234,14 @@ class Equiadapt:
                 (weight["task_weight"] * task + weight["prior_weight"] * prior).backward()
                 optimizer.step()
 
-    def canonicalize(self, model, X):
+    def search(self, model, X):
         # e2cnn's layers keep filters made from their weights, but only while in evaluation mode.
         canonicalizer = self._build().train()
         canonicalizer.load_state_dict(model)
         canonicalizer.eval()
         with torch.no_grad():
             parts = [canonicalizer(as_images(some / np.float32(255))) for some in np.array_split(X, splits(X))]
-        return single(255 * torch.cat(parts).flatten(1).numpy())
+        return only("images", as_bytes(255 * torch.cat(parts).flatten(1).numpy()))
 
 
 def missing(name):

@@ -139,11 +139,11 @@ ROWS = {
 REFERENCES = ("none", "oracle")
 
 
-def make_frontend(name, family, settings, seed):
-    """Return the front-end of a row."""
+def make_frontend(name, family, settings, seed, device):
+    """Return the front-end of a row; `device` is that of the package's models."""
     name = ROWS[name].frontend or name
     search = {} if family == "rotation" else settings.rich_search
-    avae = {"random_state": seed, **settings.vae, **search}
+    avae = {"random_state": seed, "device": device, **settings.vae, **search}
     n_starts = round(settings.paper_budget * STARTS[family])
     n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
     makers = {

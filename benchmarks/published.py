@@ -47,7 +47,7 @@ def matrix_of(pose: Tensor) -> Tensor:
     """Return matrices of an angle, or of four entries and a shift that may be missing."""
     if pose.shape[1] == 1:
         return to_matrix(pose, "rotation")
-    shift = pose[:, 4:] if pose.shape[1] == 6 else torch.zeros(len(pose), 2)
+    shift = pose[:, 4:] if pose.shape[1] == 6 else pose.new_zeros(len(pose), 2)
     return torch.cat([pose[:, :4].view(-1, 2, 2), shift[:, :, None]], dim=2)
 
 
@@ -73,23 +73,23 @@ class Search:
         """Return the pose of each image; `loss` takes images and matrices."""
         return self._refine(loss, images, self._best_start(loss, images, generator))
 
-    def _draw(self, n, generator):
-        pose = torch.zeros(n, N_ENTRIES[self.family])
+    def _draw(self, images, generator):
+        pose = torch.zeros(len(images), N_ENTRIES[self.family])
         pose[:, :4] = REACH[self.family] * (2 * torch.rand(pose[:, :4].shape, generator=generator) - 1)
-        return pose
+        return pose.to(images.device)
 
     def _best_start(self, loss, images, generator):
-        lowest, best = torch.full((len(images),), math.inf), self._draw(len(images), generator)
+        lowest, best = images.new_full((len(images),), math.inf), self._draw(images, generator)
         with torch.no_grad():
             for _ in range(self.n_starts):
-                pose = self._draw(len(images), generator)
+                pose = self._draw(images, generator)
                 lowest, best = keep_better(lowest, best, loss(images, matrix_of(pose)), pose)
         return best
 
     def _refine(self, loss, images, start):
         pose = start.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([pose], lr=LR[self.family])
-        lowest, best = torch.full((len(images),), math.inf), start
+        lowest, best = images.new_full((len(images),), math.inf), start
         for _ in range(self.n_steps):
             optimizer.zero_grad()
             value = loss(images, matrix_of(pose))

@@ -32,7 +32,7 @@ def assemble(lines):
             read = table[table.frontend == reference].set_index(place).reindex(columns=[reading + suffix])
             table = table.join(read[reading + suffix].rename(name + suffix), on=place)
     readings = [name + suffix for suffix in ("", "_without_9") for name in READINGS]
-    costs = ["ms_per_image", "fit_seconds", "code"]
+    costs = ["ms_per_image", "fit_seconds", "code", "device"]
     return table.reindex(columns=["seed", "frontend", "perturbation", "classifier", *readings, *costs])
 
 
@@ -70,10 +70,10 @@ def reading_table(table, reading, absent):
 def cost_table(table):
     measured = table.dropna(subset=["ms_per_image"])
     rows = []
-    for (row, perturbation), group in measured.groupby(["frontend", "perturbation"], sort=False):
-        label = ROWS[row].label
-        rows.append([label, perturbation, f"{group.ms_per_image.mean():.2f}", f"{group.fit_seconds.mean():.0f}"])
-    return markdown(["front-end", "perturbation", "ms per image", "fit, s"], rows)
+    for (row, perturbation, device), group in measured.groupby(["frontend", "perturbation", "device"], sort=False):
+        costs = f"{group.ms_per_image.mean():.2f}", f"{group.fit_seconds.mean():.0f}"
+        rows.append([ROWS[row].label, perturbation, device, *costs])
+    return markdown(["front-end", "perturbation", "device", "ms per image", "fit, s"], rows)
 
 
 def notes(table, settings, n_open):

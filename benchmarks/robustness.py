@@ -1,6 +1,6 @@
 """Perturbed MNIST: what four classifiers read behind every front-end, in one table.
 
-    python benchmarks/robustness.py FOLDER_WITH_IDX_FILES [--quick] [--time-limit MINUTES]
+    python benchmarks/robustness.py FOLDER_WITH_IDX_FILES [--quick] [--time-limit MINUTES] [--device DEVICE]
 
 60,000 upright training digits and 10,000 perturbed test digits on a 40 x 40 canvas, three seeds (`--quick`: 4,000 and
 500, one seed, smaller budgets). A seed sets the poses, the VAE's and the networks' initial weights. Nothing is chosen
@@ -18,7 +18,7 @@ import numpy as np
 from cache import Cache, Lazy, OutOfTimeError, code_digest
 from classifiers import SIDE, make_classifier, predict_weighted
 from common import load_digits
-from frontends import missing, single, undo
+from frontends import as_bytes, drawn, missing, only, undo
 from plan import CLASSIFIERS, FULL, PERTURBATIONS, QUICK, REFERENCES, ROWS, make_frontend
 from report import assemble, write_report
 
@@ -34,9 +34,9 @@ def perturb(rows, perturbation, random_state):
 class Experiment:
     """The digits of one seed, front-ends and classifiers fitted on them, and what these read."""
 
-    def __init__(self, digits, settings, seed, cache):
+    def __init__(self, digits, settings, seed, cache, device):
         (self.X_train, self.y_train), (self.X_test, self.y_test) = digits["train"], digits["test"]
-        self.settings, self.seed, self.cache = settings, seed, cache
+        self.settings, self.seed, self.cache, self.device = settings, seed, cache, device
         self.data_key = {"seed": seed, "digits": digits["key"]}
 
     # ------------------------------------------------------------------ images
@@ -50,17 +50,23 @@ class Experiment:
         )
 
     def seen_images(self, row, family, test):
-        """Return what classifiers read of test images in a row: images, weights and ms per image."""
+        """Return what classifiers read of test images in a row: images, weights and what these cost."""
         kind = ROWS[row].images
         if kind == "raw":
-            return Lazy(test.key, lambda: as_seen(*single(test.load()[0])))
+            return Lazy(test.key, lambda: only("images", test.load()[0]))
         if kind == "true":
-            return Lazy({"undone": test.key}, lambda: as_seen(*single(undo(*test.load(), family))))
-        seen = self._canonical(ROWS[row].frontend or row, family, test.key, lambda: test.load()[0], "test")
-        return seen if ROWS[row].averaged else Lazy({"best": seen.key}, lambda: best(seen.load()))
+            return Lazy({"undone": test.key}, lambda: only("images", as_bytes(undo(*test.load(), family))))
+        found = self._found(ROWS[row].frontend or row, family, test.key, lambda: test.load()[0], "test")
+        if ROWS[row].averaged:
+            return Lazy(found.key, lambda: found.load() | {"images": drawn(found.load(), test.load()[0])})
+        return Lazy(
+            {"best": found.key},
+            lambda: found.load() | only("images", drawn(found.load(), test.load()[0], 1)[:, 0]),
+        )
 
-    def _canonical(self, row, family, images_key, load, name):
-        frontend = make_frontend(row, family, self.settings, self.seed)
+    def _found(self, row, family, images_key, load, name):
+        """Return what the front-end of a row finds in images."""
+        frontend = make_frontend(row, family, self.settings, self.seed, self.device)
         model = self.model(frontend)
         key = {
             "frontend": type(frontend).__name__,
@@ -70,10 +76,16 @@ class Experiment:
         }
 
         def compute():
-            fitted, rows = model.load()["model"], load()
+            fit, rows = model.load(), load()
             start = time.perf_counter()
-            images, weights = frontend.canonicalize(fitted, rows)
-            return as_seen(images, weights, 1000 * (time.perf_counter() - start) / len(rows))
+            found = frontend.search(fit["model"], rows)
+            drawn(found, rows)
+            costs = {
+                "ms_per_image": 1000 * (time.perf_counter() - start) / len(rows),
+                "fit_seconds": fit["seconds"],
+                "code": f"{fit['code']}/{code_digest()}",
+            }
+            return found | {name: np.array(value) for name, value in costs.items()}
 
         return Lazy(key, lambda: self.cache.get(f"{name}_{row}_{family}_{self.seed}.npz", key, compute))
 
@@ -90,13 +102,15 @@ class Experiment:
         parts = [self._canonical_part(kind, perturbation.family, start) for start in starts]
         return Lazy(
             {"training": [part.key for part in parts]},
-            lambda: (np.concatenate([part.load()["images"][:, 0] for part in parts]), self.y_train),
+            lambda: (np.concatenate([part.load() for part in parts]), self.y_train),
         )
 
     def _canonical_part(self, row, family, start):
         """Return some of the training digits, canonicalised: parts, so that a stopped run loses little."""
         key = {"training": "upright", "start": start, "n": IMAGES_PER_PART, **self.data_key}
-        return self._canonical(row, family, key, lambda: self.X_train[start : start + IMAGES_PER_PART], "train")
+        rows = self.X_train[start : start + IMAGES_PER_PART]
+        found = self._found(row, family, key, lambda: rows, "train")
+        return Lazy(found.key, lambda: drawn(found.load(), rows, 1)[:, 0])
 
     def training_seed(self, copy):
         """Return the seed of a perturbed copy of the training digits; test digits have the experiment's own."""
@@ -179,28 +193,12 @@ class Experiment:
             cell = {name: self.reading(own, images) for name, images in seen.items()}
             if ROWS[row].images == "canonical":
                 cell |= {f"{name}_upright_fit": self.reading(upright, images) for name, images in seen.items()}
-                cell |= self._costs(row, family, seen["canonicalized"])
+                found = seen["canonicalized"].load()
+                cell |= {name: found[name].item() for name in ("ms_per_image", "fit_seconds", "code")}
+                cell["device"] = self.device
             return cell
 
         return self.cache.get(f"cell_{row}_{slug(column)}_{self.seed}.json", key, compute)
-
-    def _costs(self, row, family, seen):
-        model = self.model(make_frontend(row, family, self.settings, self.seed)).load()
-        images = seen.load()
-        return {
-            "ms_per_image": float(images["ms"]),
-            "fit_seconds": model["seconds"],
-            "code": f"{model['code']}/{images['code']}",
-        }
-
-
-def best(seen):
-    """Return what is seen of the best hypothesis alone."""
-    return seen | {"images": seen["images"][:, :1], "weights": np.ones_like(seen["weights"][:, :1])}
-
-
-def as_seen(images, weights, ms=0.0):
-    return {"images": images, "weights": weights, "ms": np.array(ms), "code": np.array(code_digest())}
 
 
 def slug(name):
@@ -261,6 +259,7 @@ def parse_arguments():
     )
     parser.add_argument("--cache", default=Path(__file__).parent / ".cache" / "robustness", help="folder")
     parser.add_argument("--merge", action="store_true", help="keep cells of the last table that the cache lacks")
+    parser.add_argument("--device", default="cpu", help="of the package's models; classifiers stay on the CPU")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start nothing new after this")
     return parser.parse_args()
 
@@ -270,7 +269,7 @@ def main():
     settings, seeds = (QUICK, [0]) if args.quick else (FULL, [0, 1, 2])
     selected, seeds = args.seeds or seeds, sorted({*seeds, *(args.seeds or [])})
     digits, cache = load_digits(args.folder, settings, SIDE), Cache(args.cache, args.time_limit)
-    experiments = {seed: Experiment(digits, settings, seed, cache) for seed in seeds}
+    experiments = {seed: Experiment(digits, settings, seed, cache, args.device) for seed in seeds}
     absent = {row: reason for row in ROWS if (reason := missing(row))}
     rows = [row for row in ROWS if row in {*args.frontends, *REFERENCES} - set(absent)]
     _, _, failed = measure(experiments, tasks(rows, args.only, selected, args.classifiers))

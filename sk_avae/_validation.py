@@ -220,9 +220,9 @@ class ImageFormat:
         height, width = self.image_shape[:2]
         return len(self.background), height + 2 * self.pad, width + 2 * self.pad
 
-    def chunks(self, n: int) -> Iterator[slice]:
-        """Yield slices that cover `n` images, fewer at once the larger they are."""
-        size = max(16, min(IMAGES_PER_CHUNK, _PIXELS_PER_CHUNK // math.prod(self.frame_shape)))
+    def chunks(self, n: int, times: int = 1) -> Iterator[slice]:
+        """Yield slices that cover `n` images, fewer at once the larger they are, and `times` as many."""
+        size = times * max(16, min(IMAGES_PER_CHUNK, _PIXELS_PER_CHUNK // math.prod(self.frame_shape)))
         return (slice(start, start + size) for start in range(0, n, size))
 
     def frame_units(self, parameters: tuple[str, ...]) -> NDArray[np.float64]:

@@ -24,7 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from .affine import compose, identity_matrix, invert, wrap_angle
-from .alignment import AVAE, AlignmentResult, align, block_size, in_blocks, log_prior_of, pose_deviation, repeats
+from .alignment import (
+    AVAE,
+    AlignmentResult,
+    align,
+    block_size,
+    in_blocks,
+    log_prior_of,
+    pose_deviation,
+    repeats,
+    times_at_once,
+)
 from .proposer import Starts
 from .vae import EvenLinear
 
@@ -161,7 +171,7 @@ def align_in_parts(
 
 def _parts(images: Tensor) -> Iterator[slice]:
     """Yield slices of images, fewer at once the larger they are."""
-    size = max(16, min(_IMAGES_PER_PART, _PIXELS_PER_PART // images[0].numel()))
+    size = times_at_once(images.device) * max(16, min(_IMAGES_PER_PART, _PIXELS_PER_PART // images[0].numel()))
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 

@@ -51,6 +51,7 @@ from .alignment import (
     pose_deviation,
     prior_scale,
     screen_in_turn,
+    times_at_once,
 )
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .choice import learn_to_choose, n_looked_at
@@ -975,7 +976,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         return self.image_format_.pose_to_model(alpha, self._family, self._device())
 
     def _in_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> NDArray[Any]:
-        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device="meta"), self.module_)
+        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device=self._device()), self.module_)
         return in_blocks(function, size, *rows).cpu().numpy()
 
     def _model(self) -> AVAE:
@@ -1031,7 +1032,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         # Not `disable`: even a bar that is not shown starts a thread.
         bar = tqdm(total=len(rows), desc="Aligning", unit="image") if self.verbose > 0 else nullcontext()
         with bar as progress:
-            for chunk in self.image_format_.chunks(len(rows)):
+            for chunk in self.image_format_.chunks(len(rows), times_at_once(self._device())):
                 images = self._to_model(rows[chunk])
                 result = align(
                     model,

@@ -56,7 +56,7 @@ def drawn(found, rows, k=None):
     """Return the canonical images, of shape (n, k, n_features), of what a search found in rows; the best k only."""
     if "images" in found:
         return found["images"][:, :k]
-    matrix = torch.from_numpy(found["matrix"][:, :k]).float()
+    matrix = torch.from_numpy(found["matrix"][:, :k])
     return np.stack([as_bytes(warp_rows(rows, matrix[:, j])) for j in range(matrix.shape[1])], axis=1)
 
 
@@ -97,7 +97,8 @@ class Moments:
         return None
 
     def search(self, model, X):
-        return only("matrix", np.concatenate([self._matrices(some) for some in np.array_split(X, splits(X))]))
+        matrices = [self._matrices(some) for some in np.array_split(X, splits(X))]
+        return only("matrix", np.concatenate(matrices).astype(np.float32))
 
     def _matrices(self, rows):
         ink = rows.astype(np.float64) + 1e-9
@@ -146,7 +147,7 @@ class Canonicalizer:
         found = copy.copy(model).set_params(**self.search_key).align(X)
         n, k, n_params = found.hypotheses.shape
         alpha = torch.from_numpy(np.ascontiguousarray(found.hypotheses)).view(n * k, n_params)
-        matrix = to_matrix(alpha, self.estimator.family).view(n, k, 2, 3)
+        matrix = to_matrix(alpha, self.estimator.family).float().view(n, k, 2, 3)
         return {"matrix": matrix.numpy(), "weights": found.hypothesis_weight}
 
 

@@ -181,6 +181,7 @@ class Reproduction:
                 "upright_vae": float(avae.negative_elbo(self.X_test, align=False).mean()),
                 "turned_vae": float(avae.negative_elbo(turned, align=False).mean()),
                 "turned_avae": float(avae.negative_elbo(turned).mean()),
+                "device": self.device,
             }
 
         return self.cell("latent.json", compute, latent=latent_size, training=training, seed=seed)
@@ -358,6 +359,8 @@ def main():
     if args.merge and written.exists():
         cells = json.loads(written.read_text()) | cells
     notes = environment(0, **{k: v for k, v in asdict(settings).items() if isinstance(v, int)})
+    elsewhere = [n for n, cell in cells.items() if n.startswith("latent") and cell.get("device", "cpu") != "cpu"]
+    notes += f"; on {args.device}: {', '.join(elsewhere)}" if elsewhere else ""
     write(cells, settings, RESULTS / name, FIGURES, prefix="quick_" if args.quick else "", notes=notes)
     plain = {name: cell for name, cell in cells.items() if name not in ("poses", "pictures")}
     written.write_text(json.dumps(plain, indent=1) + "\n")

@@ -64,8 +64,8 @@ class Experiment:
             lambda: found.load() | only("images", drawn(found.load(), test.load()[0], 1)[:, 0]),
         )
 
-    def _found(self, row, family, images_key, load, name):
-        """Return what the front-end of a row finds in images."""
+    def _found(self, row, family, images_key, load, name, k=None):
+        """Return what the front-end of a row finds in images, the best k of it."""
         frontend = make_frontend(row, family, self.settings, self.seed, self.device)
         model = self.model(frontend)
         key = {
@@ -73,6 +73,7 @@ class Experiment:
             "model": model.key,
             "search": frontend.search_key,
             "images": images_key,
+            "k": k,
         }
 
         def compute():
@@ -85,7 +86,7 @@ class Experiment:
                 "fit_seconds": fit["seconds"],
                 "code": f"{fit['code']}/{code_digest()}",
             }
-            return found | {name: np.array(value) for name, value in costs.items()}
+            return {name: array[:, :k] for name, array in found.items()} | {n: np.array(v) for n, v in costs.items()}
 
         return Lazy(key, lambda: self.cache.get(f"{name}_{row}_{family}_{self.seed}.npz", key, compute))
 
@@ -109,8 +110,8 @@ class Experiment:
         """Return some of the training digits, canonicalised: parts, so that a stopped run loses little."""
         key = {"training": "upright", "start": start, "n": IMAGES_PER_PART, **self.data_key}
         rows = self.X_train[start : start + IMAGES_PER_PART]
-        found = self._found(row, family, key, lambda: rows, "train")
-        return Lazy(found.key, lambda: drawn(found.load(), rows, 1)[:, 0])
+        found = self._found(row, family, key, lambda: rows, "train", k=1)
+        return Lazy(found.key, lambda: drawn(found.load(), rows)[:, 0])
 
     def training_seed(self, copy):
         """Return the seed of a perturbed copy of the training digits; test digits have the experiment's own."""

@@ -32,12 +32,13 @@ def main():
     parser.add_argument("folder", help="MNIST's IDX files")
     parser.add_argument("--n-restarts", type=int, default=16)
     parser.add_argument("--n-refine", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of the model; classifiers stay on the CPU")
     args = parser.parse_args()
     (X_train, y_train), (X, y) = (fetch_mnist(args.folder, subset=s) for s in ("train", "test"))
     X_train, X = X_train / np.float32(255), X / np.float32(255)
     X_turned, alpha = make_perturbed(X, random_state=SEED)
 
-    avae = AVAEEstimator(random_state=SEED, n_restarts=args.n_restarts, n_refine=args.n_refine)
+    avae = AVAEEstimator(random_state=SEED, n_restarts=args.n_restarts, n_refine=args.n_refine, device=args.device)
     _, fit_time = seconds(avae.fit, X_train)
     result, align_time = seconds(avae.align, X_turned)
     n_pixels = X.shape[1]
@@ -77,7 +78,7 @@ def main():
         ],
         rows,
         [
-            f"VAE fit {fit_time:.0f} s, alignment {1000 * align_time / len(X):.2f} ms per image.",
+            f"Fit {fit_time:.0f} s, alignment {1000 * align_time / len(X):.2f} ms per image, on {args.device}.",
             f"Mean negative ELBO: upright {avae.negative_elbo(X, align=False).mean():.2f}, turned "
             f"{-result.elbo_identity.mean():.2f}, turned and aligned {-result.elbo.mean():.2f} nats.",
             f"Angle error after removing the model's canonical angle: median {np.median(errors):.2f}°, "

@@ -55,9 +55,12 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Perturbation:
+    """How test digits are perturbed: `family` is searched; `drawn` is the family of the poses, if another."""
+
     family: str
     ranges: dict[str, Any]
     label: str
+    drawn: str | None = None
 
 
 def log_factors(low, high):
@@ -67,6 +70,13 @@ def log_factors(low, high):
 SEARCHED = {"angle": math.pi, "shear": 0.5, **log_factors(1 / 1.8, 1.8)}
 PERTURBATIONS = {
     "rotation": Perturbation("rotation", {"angle": math.pi}, "±180°"),
+    # MNIST's mass is half a pixel off the centre, always to the same side: exact turns tell up from down by that alone.
+    "rotation_off_centre": Perturbation(
+        "rotation",
+        {"angle": math.pi, "tx": 0.05, "ty": 0.05},
+        "±180°, up to a pixel off the centre to each side",
+        drawn="rigid",
+    ),
     # "Shears up to 55 degrees, scaling by up to 50 %": the shear's slope is the tangent of its angle.
     "paper_affine": Perturbation(
         "linear",

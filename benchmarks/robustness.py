@@ -28,7 +28,8 @@ IMAGES_PER_PART = 10_000
 
 
 def perturb(rows, perturbation, random_state):
-    return make_perturbed(rows, family=perturbation.family, ranges=perturbation.ranges, random_state=random_state)
+    family = perturbation.drawn or perturbation.family
+    return make_perturbed(rows, family=family, ranges=perturbation.ranges, random_state=random_state)
 
 
 class Experiment:
@@ -49,13 +50,16 @@ class Experiment:
             key, lambda: self.cache.get("perturbed", key, lambda: perturb(self.X_test, perturbation, self.seed))
         )
 
-    def seen_images(self, row, family, test):
+    def seen_images(self, row, perturbation, test):
         """Return what classifiers read of test images in a row: images, weights and what these cost."""
+        family = perturbation.family
         kind = ROWS[row].images
         if kind == "raw":
             return Lazy(test.key, lambda: only("images", test.load()[0]))
         if kind == "true":
-            return Lazy({"undone": test.key}, lambda: only("images", as_bytes(undo(*test.load(), family))))
+            return Lazy(
+                {"undone": test.key}, lambda: only("images", as_bytes(undo(*test.load(), perturbation.drawn or family)))
+            )
         found = self._found(ROWS[row].frontend or row, family, test.key, lambda: test.load()[0], "test")
         if ROWS[row].averaged:
             return Lazy(found.key, lambda: found.load() | {"images": drawn(found.load(), test.load()[0])})
@@ -176,10 +180,9 @@ class Experiment:
         training = self.training_images(row, perturbation, name)
         own = self.classifier(name, training, perturbation if is_augmented else None)
         upright = self.classifier(column, self.training_images("none", perturbation, column))
-        family = perturbation.family
         seen = {
-            "canonicalized": self.seen_images(row, family, self.test_images(perturbation)),
-            "upright_canonicalized": self.seen_images(row, family, self.test_images()),
+            "canonicalized": self.seen_images(row, perturbation, self.test_images(perturbation)),
+            "upright_canonicalized": self.seen_images(row, perturbation, self.test_images()),
         }
         if ROWS[row].images == "true":
             del seen["upright_canonicalized"]

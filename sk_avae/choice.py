@@ -8,6 +8,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from .affine import compose
 from .alignment import AVAE, is_constant, screen, typical_metric
 from .critic import (
     Critic,
@@ -23,7 +24,7 @@ from .density import N_COMPONENTS, ShapeDensity, canonical_features
 from .net import train_critic, train_proposer
 from .persistence import global_generator
 from .proposer import Proposer, Starts
-from .starts import Moments, exact_moments, random_poses, reach_of
+from .starts import Moments, exact_moments, random_offsets, random_poses, reach_of
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
@@ -154,17 +155,17 @@ def learn_to_choose(
         model, starts = replace(model, metric=proposer.metric), Starts(typical, proposer)
     if with_critic:
         critic = _trained_critic(model, shown, starts, generator=generator, verbose=verbose)
-    true = random_poses(n_held_out, model.family, model.scale, generator).to(images.device)
+    true, offset = _random_places(model, held_out, generator)
     # One hypothesis is no choice to learn from.
     several = search._replace(n_refine=max(2, search.n_refine))
-    found = find_hypotheses(model, held_out, starts, several, true=true)
+    found = find_hypotheses(model, held_out, starts, several, true=true, offset=offset)
     if proposer is not None and search.n_restarts > 1:
         proposer.floor.copy_(_first_scores(model, found.images, starts, search.n_restarts).quantile(_UNSURE))
     if critic is not None:
         critic.scale.fill_(calibrate(critic_scores_in_blocks(model, critic, found), found.log_joint, found.right)[1])
         # Again with the critic's say in the search itself.
         model = replace(model, critic=critic)
-        found = find_hypotheses(model, held_out, starts, several, true=true)
+        found = find_hypotheses(model, held_out, starts, several, true=true, offset=offset)
     scores = torch.zeros_like(found.log_joint) if critic is None else critic_scores_in_blocks(model, critic, found)
     temperature, weight = calibrate(scores, found.log_joint, found.right)
     if critic is not None:
@@ -180,6 +181,12 @@ def learn_to_choose(
         spread=pose_spread(model, found, best, true),
         gate=max(0.0, float(gains.quantile(1 - _FALSE_ALARMS))),
     )
+
+
+def _random_places(model: AVAE, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a pose for each image, of shape (n, n_params), and how far off centre it is, of shape (n, 2, 3)."""
+    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
+    return true, random_offsets(images, model.family, model.scale, generator)
 
 
 def _first_scores(model: AVAE, images: Tensor, starts: Starts, n_restarts: int) -> Tensor:
@@ -217,9 +224,9 @@ def _trained_proposer(
 
 def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> ShapeDensity:
     """Learn what moments say of canonical images when these are perturbed, cut off by the frame and put right again."""
-    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
+    true, offset = _random_places(model, images, generator)
     matrix = model.matrix(true, images)
-    ink = exact_moments(perturb(model, images, matrix), model.background)
+    ink = exact_moments(perturb(model, images, compose(matrix, offset)), model.background)
     features = canonical_features(ink, matrix, images.shape[3] / images.shape[2]).cpu().numpy()
     mixture = GaussianMixture(
         max(1, min(N_COMPONENTS, len(features) // _IMAGES_PER_COMPONENT)),
@@ -239,8 +246,8 @@ def _trained_critic(
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
     images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
-    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
-    shown = find_hypotheses(model, images, starts, _QUICK_SEARCH, true=true, show_truth=True)
+    true, offset = _random_places(model, images, generator)
+    shown = find_hypotheses(model, images, starts, _QUICK_SEARCH, true=true, offset=offset, show_truth=True)
     with _seeded(generator, images.device):
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)
         learned = train_critic(critic, model, shown, generator=generator, device=images.device, verbose=verbose)

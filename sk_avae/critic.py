@@ -184,7 +184,14 @@ def perturb(model: AVAE, images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def find_hypotheses(
-    model: AVAE, images: Tensor, starts: Starts, search: Search, *, true: Tensor, show_truth: bool = False
+    model: AVAE,
+    images: Tensor,
+    starts: Starts,
+    search: Search,
+    *,
+    true: Tensor,
+    offset: Tensor | None = None,
+    show_truth: bool = False,
 ) -> Hypotheses:
     """Perturb canonical images by known poses and align them.
 
@@ -196,6 +203,8 @@ def find_hypotheses(
     search : Search
     true : Tensor of shape (n, n_params)
         The poses to perturb by.
+    offset : Tensor of shape (n, 2, 3) or None, default=None
+        How far off centre the images are in them, see `starts.random_offsets`; None is not at all.
     show_truth : bool, default=False
         Whether the truth is among the restarts, so that there is nearly always a right hypothesis.
 
@@ -204,7 +213,7 @@ def find_hypotheses(
     hypotheses : Hypotheses
     """
     truth = model.matrix(true, images)
-    perturbed = perturb(model, images, truth)
+    perturbed = perturb(model, images, truth if offset is None else compose(truth, offset))
     extra = true if show_truth else None
     results = align_in_parts(model, perturbed, starts, search, extra, temperature=_NONE_GIVEN_UP)
     found = [(part.hypotheses, part.hypothesis_elbo) for part in results]

@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 import math
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -359,8 +360,8 @@ def main():
     if args.merge and written.exists():
         cells = json.loads(written.read_text()) | cells
     notes = environment(0, **{k: v for k, v in asdict(settings).items() if isinstance(v, int)})
-    elsewhere = [n for n, cell in cells.items() if n.startswith("latent") and cell.get("device", "cpu") != "cpu"]
-    notes += f"; on {args.device}: {', '.join(elsewhere)}" if elsewhere else ""
+    devices = Counter(cell.get("device", "cpu") for n, cell in cells.items() if n.startswith("latent"))
+    notes += "; cells of figure 4 by device: " + ", ".join(f"{n} {device}" for device, n in devices.items())
     write(cells, settings, RESULTS / name, FIGURES, prefix="quick_" if args.quick else "", notes=notes)
     plain = {name: cell for name, cell in cells.items() if name not in ("poses", "pictures")}
     written.write_text(json.dumps(plain, indent=1) + "\n")

@@ -929,7 +929,8 @@ def pose_deviation(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
     if not free:
         return deviation
     steps = alpha.new_tensor(unit)[free]
-    eigenvalues, vectors = torch.linalg.eigh(curvature(model, images, alpha))
+    # On the CPU: a GPU's solver takes gigabytes for as many small matrices.
+    eigenvalues, vectors = torch.linalg.eigh(curvature(model, images, alpha).cpu())
     widest = steps.new_tensor([min(model.scale[i], _WIDEST.get(names[i], 1.0)) for i in free])
     # No direction is wider than the widest parameter, so that a flat one does not swamp the others.
     flattest = float((steps / widest).square().min())

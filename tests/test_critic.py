@@ -218,6 +218,17 @@ def test_the_truth_among_the_starts_leads_to_a_right_hypothesis(model, starts, d
     assert shown > blind + 0.3
 
 
+def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
+    images = tensors(digits.X[:20])
+    true = torch.zeros(20, len(model.scale))
+    offset = torch.eye(2, 3).repeat(20, 1, 1)
+    offset[:, :, 2] = torch.tensor([2.0, -3.0]) * 2 / 28
+    found = find_hypotheses(model, images, starts, SEARCH, true=true, offset=offset)
+    moved = images.roll((-3, 2), dims=(2, 3))
+    assert torch.allclose(found.images, moved, atol=1e-5)
+    assert found.right.any(dim=1).float().mean() > 0.8
+
+
 def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())

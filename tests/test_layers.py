@@ -33,7 +33,7 @@ TABLE = {
     "datasets": {"affine", "_validation"},
     "net": {"affine", "starts", "alignment", "proposer", "critic", "joint"},
     "training": {"starts", "vae", "alignment", "joint", "net", "persistence", "_validation"},
-    "choice": {"starts", "density", "alignment", "proposer", "critic", "net", "persistence"},
+    "choice": {"affine", "starts", "density", "alignment", "proposer", "critic", "net", "persistence"},
     "callbacks": set(),
     "estimator": {*CORE, "training", "choice", "callbacks", "persistence", "_validation"},
     "canonicalizer": {"estimator", "alignment", "callbacks", "_validation"},

@@ -14,6 +14,7 @@ from sk_avae.starts import (
     mean_moments,
     moment_proposals,
     moments,
+    random_offsets,
     random_poses,
     restart_table,
     starting_poses,
@@ -249,6 +250,41 @@ def test_random_poses_keep_frozen_parameters_at_zero(family):
         alpha = drawn(50, family, {name: 0})
         assert not alpha[:, i].any()
         assert alpha.any(dim=0).sum() == len(names) - 1
+
+
+def offsets(family, alpha_prior="auto", shape=(4000, 1, 28, 20)):
+    scale = prior_scale(alpha_prior, family)
+    matrix = random_offsets(torch.zeros(shape), family, scale, torch.Generator().manual_seed(0))
+    assert torch.equal(matrix[:, :, :2], torch.eye(2).expand(len(matrix), 2, 2))
+    return matrix[:, :, 2]
+
+
+@pytest.mark.parametrize(
+    ("family", "alpha_prior"), [("rotation", "auto"), ("linear", None), ("rigid", {"tx": 0, "ty": 0})]
+)
+def test_one_image_in_four_is_off_centre_where_the_family_cannot_shift_it(family, alpha_prior):
+    offset = offsets(family, alpha_prior)
+    off = offset.any(dim=1)
+    assert 0.22 < off.float().mean() < 0.28
+    for along in offset[off].T:
+        assert along.abs().max() <= 1 / 16
+        assert along.min() < -0.95 / 16
+        assert along.max() > 0.95 / 16
+        assert along.std().item() == pytest.approx(1 / 16 / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "tx" in FAMILIES[family]])
+def test_no_image_is_off_centre_along_an_axis_that_the_family_can_shift(family):
+    assert not offsets(family).any()
+    frozen = offsets(family, {"ty": 0})
+    assert not frozen[:, 0].any()
+    assert frozen[:, 1].any()
+
+
+def test_an_image_of_one_row_is_not_taken_out_of_its_frame():
+    offset = offsets("rotation", shape=(200, 1, 1, 40))
+    assert offset[:, 0].any()
+    assert not offset[:, 1].any()
 
 
 @every_family

@@ -226,7 +226,6 @@ def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
     found = find_hypotheses(model, images, starts, SEARCH, true=true, offset=offset)
     moved = images.roll((-3, 2), dims=(2, 3))
     assert torch.allclose(found.images, moved, atol=1e-5)
-    assert found.right.any(dim=1).float().mean() > 0.8
 
 
 def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, starts, digits):

@@ -144,14 +144,15 @@ class Reproduction:
         return make_perturbed(self.X_test, ranges={"angle": ranges}, interpolation=interpolation, random_state=2)
 
     def curve(self, training, interpolation=TURNED_BY):
-        """Return the losses over the angles, of the VAE and of the AVAE."""
+        """Return the losses over the angles, of the VAE, of the AVAE, and where digits are turned back by the angle."""
 
         def compute():
             avae = self.model(training)["model"]
-            turned = [self.turned_test_digits(angle, interpolation)[0] for angle in ANGLES]
+            turned = [self.turned_test_digits(angle, interpolation) for angle in ANGLES]
             return {
-                "vae": [float(avae.negative_elbo(X, align=False).mean()) for X in turned],
-                "avae": [float(avae.negative_elbo(X).mean()) for X in turned],
+                "vae": [float(avae.negative_elbo(X, align=False).mean()) for X, _ in turned],
+                "avae": [float(avae.negative_elbo(X).mean()) for X, _ in turned],
+                "true": [loss_at(avae, X, alpha) for X, alpha in turned],
             }
 
         return self.cell("curve.json", compute, training=training, interpolation=interpolation)
@@ -311,6 +312,12 @@ class Reproduction:
 
 def n_params(avae):
     return avae.transform(np.zeros((1, SIDE * SIDE))).shape[1] - SIDE * SIDE
+
+
+def loss_at(avae, rows, alpha):
+    """Return the mean loss of images at given poses."""
+    with torch.no_grad():
+        return float(-avae._model().elbo(avae._to_model(rows), avae._pose_to_model(alpha)).mean())
 
 
 def codes_as_they_come(avae, rows):

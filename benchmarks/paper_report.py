@@ -95,10 +95,12 @@ def gap_closed(vae, avae):
 def table_gap(cells):
     rows = []
     kinds = [curves_of(cells, f"{kind}, single orientation") for kind in ("VAE", "AVAE")]
-    smooth = cells.get("smooth curve upright", {})
+    package, smooth = (cells.get(name, {}) for name in ("curve upright", "smooth curve upright"))
     for column, vae, avae in [
         *zip(COLUMNS, *kinds, strict=True),
-        ("the same, digits turned by bicubic interpolation", smooth.get("vae"), smooth.get("avae")),
+        ("the same, turned back by the true angle", package.get("vae"), package.get("true")),
+        ("digits turned by bicubic interpolation", smooth.get("vae"), smooth.get("avae")),
+        ("the same, turned back by the true angle", smooth.get("vae"), smooth.get("true")),
     ]:
         if vae and avae:
             share = gap_closed(vae, avae)

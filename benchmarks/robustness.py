@@ -84,7 +84,7 @@ class Experiment:
             fit, rows = model.load(), load()
             start = time.perf_counter()
             found = frontend.search(fit["model"], rows)
-            drawn(found, rows)
+            drawn(found, rows)  # counts as well, though it is the poses that are kept
             costs = {
                 "ms_per_image": 1000 * (time.perf_counter() - start) / len(rows),
                 "fit_seconds": fit["seconds"],

@@ -19,12 +19,13 @@ from .critic import (
     find_hypotheses,
     perturb,
     pose_spread,
+    random_places,
 )
 from .density import N_COMPONENTS, ShapeDensity, canonical_features
 from .net import train_critic, train_proposer
 from .persistence import global_generator
 from .proposer import Proposer, Starts
-from .starts import Moments, exact_moments, random_offsets, random_poses, reach_of
+from .starts import Moments, exact_moments, reach_of
 
 # Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
 _N_HELD_OUT = 1000
@@ -155,7 +156,7 @@ def learn_to_choose(
         model, starts = replace(model, metric=proposer.metric), Starts(typical, proposer)
     if with_critic:
         critic = _trained_critic(model, shown, starts, generator=generator, verbose=verbose)
-    true, offset = _random_places(model, held_out, generator)
+    true, offset = random_places(model, held_out, generator)
     # One hypothesis is no choice to learn from.
     several = search._replace(n_refine=max(2, search.n_refine))
     found = find_hypotheses(model, held_out, starts, several, true=true, offset=offset)
@@ -181,12 +182,6 @@ def learn_to_choose(
         spread=pose_spread(model, found, best, true),
         gate=max(0.0, float(gains.quantile(1 - _FALSE_ALARMS))),
     )
-
-
-def _random_places(model: AVAE, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a pose for each image, of shape (n, n_params), and how far off centre it is, of shape (n, 2, 3)."""
-    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
-    return true, random_offsets(images, model.family, model.scale, generator)
 
 
 def _first_scores(model: AVAE, images: Tensor, starts: Starts, n_restarts: int) -> Tensor:
@@ -224,7 +219,7 @@ def _trained_proposer(
 
 def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> ShapeDensity:
     """Learn what moments say of canonical images when these are perturbed, cut off by the frame and put right again."""
-    true, offset = _random_places(model, images, generator)
+    true, offset = random_places(model, images, generator)
     matrix = model.matrix(true, images)
     ink = exact_moments(perturb(model, images, compose(matrix, offset)), model.background)
     features = canonical_features(ink, matrix, images.shape[3] / images.shape[2]).cpu().numpy()
@@ -246,7 +241,7 @@ def _trained_critic(
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
     images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
-    true, offset = _random_places(model, images, generator)
+    true, offset = random_places(model, images, generator)
     shown = find_hypotheses(model, images, starts, _QUICK_SEARCH, true=true, offset=offset, show_truth=True)
     with _seeded(generator, images.device):
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)

@@ -36,6 +36,7 @@ from .alignment import (
     times_at_once,
 )
 from .proposer import Starts
+from .starts import random_offsets, random_poses
 from .vae import EvenLinear
 
 # A hypothesis is right if what it leaves of the true transform is nearer to the identity than this (Frobenius norm of
@@ -173,6 +174,12 @@ def _parts(images: Tensor) -> Iterator[slice]:
     """Yield slices of images, fewer at once the larger they are."""
     size = times_at_once(images.device) * max(16, min(_IMAGES_PER_PART, _PIXELS_PER_PART // images[0].numel()))
     return (slice(start, start + size) for start in range(0, len(images), size))
+
+
+def random_places(model: AVAE, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a pose for each image, of shape (n, n_params), and how far off centre it is, of shape (n, 2, 3)."""
+    true = random_poses(len(images), model.family, model.scale, generator).to(images.device)
+    return true, random_offsets(images, model.family, model.scale, generator)
 
 
 def perturb(model: AVAE, images: Tensor, matrix: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from .affine import compose, invert
+from .affine import compose
 from .alignment import AVAE
-from .critic import Critic, Hypotheses, choice_loss, critic_scores
+from .critic import Critic, Hypotheses, choice_loss, critic_scores, perturb, random_places
 from .joint import TrainingPoses
 from .proposer import Proposer, moment_pose, proposal_loss, rest_of, without_moments
-from .starts import Moments, random_offsets, random_poses
+from .starts import Moments
 
 _CRITIC_EPOCHS = 8, 24  # few images take more, but no more than
 _CRITIC_IMAGES = 12_000  # in all epochs together, at least
@@ -519,9 +519,8 @@ class _ProposerNet(NeuralNet):
         self._set_training(True)
         ((images,), _), model = batch, self.model
         with torch.no_grad():
-            alpha = random_poses(len(images), model.family, model.scale, self.draws).to(images)
-            offset = random_offsets(images, model.family, model.scale, self.draws)
-            perturbed = model.canonical(images, invert(compose(model.matrix(alpha, images), offset)))
+            alpha, offset = random_places(model, images, self.draws)
+            perturbed = perturb(model, images, compose(model.matrix(alpha, images), offset))
             base = moment_pose(model, perturbed, self.typical)
             rest = rest_of(model, perturbed, base, alpha)
             seen = without_moments(model, perturbed, base)

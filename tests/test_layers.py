@@ -27,7 +27,7 @@ TABLE = {
     "descent": set(),
     "alignment": {"affine", "likelihoods", "starts", "density", "descent"},
     "proposer": {"affine", "starts", "vae", "alignment"},
-    "critic": {"affine", "vae", "alignment", "proposer"},
+    "critic": {"affine", "starts", "vae", "alignment", "proposer"},
     "joint": {"affine", "starts", "descent", "alignment"},
     "_validation": {"affine"},
     "datasets": {"affine", "_validation"},

@@ -66,17 +66,18 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
     The transformer learns at a tenth of the network's rate, as in its paper.
     """
 
-    def __init__(self, *, epochs=4, batch_size=128, lr=3e-3, spatial_transformer=False, random_state=0):
+    def __init__(self, *, epochs=4, batch_size=128, lr=3e-3, spatial_transformer=False, random_state=0, device="cpu"):
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
         self.spatial_transformer = spatial_transformer
         self.random_state = random_state
+        self.device = device
 
     def fit(self, X, y, perturb=None):
         """Train on X, or in each epoch on ``perturb(X, epoch)``."""
         self.classes_ = np.arange(N_CLASSES)
-        labels = torch.from_numpy(np.asarray(y))
+        labels = torch.from_numpy(np.asarray(y)).to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
             optimizer = self._build()
@@ -86,13 +87,13 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
                 total_steps=self.epochs * -(-len(labels) // self.batch_size),
             )
             for epoch in range(self.epochs):
-                images = as_images(X if perturb is None else perturb(X, epoch))
+                images = as_images(X if perturb is None else perturb(X, epoch)).to(self.device)
                 for rows in torch.randperm(len(labels)).split(self.batch_size):
                     optimizer.zero_grad()
                     F.cross_entropy(self.network_(images[rows]), labels[rows]).backward()
                     optimizer.step()
                     scheduler.step()
-        self.network_.eval()
+        self.network_.cpu().eval()
         return self
 
     def _build(self):
@@ -103,21 +104,22 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):
             network.insert(0, SpatialTransformer())
             groups.append({"params": network[0].parameters(), "lr": 0.1 * self.lr})
             groups[0]["params"] = network[1:].parameters()
-        self.network_ = network
+        self.network_ = network.to(self.device)
         return torch.optim.Adam(groups)
 
     def predict_proba(self, X):
+        network = self.network_.to(self.device)
         with torch.no_grad():
-            parts = [self.network_(some).softmax(dim=1) for some in as_images(X).split(ROWS_AT_ONCE)]
-        return torch.cat(parts).numpy()
+            parts = [network(some.to(self.device)).softmax(dim=1) for some in as_images(X).split(ROWS_AT_ONCE)]
+        return torch.cat(parts).cpu().numpy()
 
     def predict(self, X):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def make_classifier(name, *, epochs, random_state):
-    """Return an unfitted classifier of the table; `epochs` are the networks'."""
-    network = {"epochs": epochs, "random_state": random_state}
+def make_classifier(name, *, epochs, random_state, device):
+    """Return an unfitted classifier of the table; `epochs` and `device` are the networks'."""
+    network = {"epochs": epochs, "random_state": random_state, "device": device}
     makers = {
         "LogisticRegression": lambda: LogisticRegression(C=0.05, max_iter=1000),
         "kNN(3)": lambda: KNeighborsClassifier(3),

@@ -197,8 +197,8 @@ class Equiadapt:
 
     model_name = "equiadapt"
 
-    def __init__(self, *, n_images, epochs, random_state):
-        self.n_images, self.epochs, self.random_state = n_images, epochs, random_state
+    def __init__(self, *, n_images, epochs, random_state, device):
+        self.n_images, self.epochs, self.random_state, self.device = n_images, epochs, random_state, device
         settings = {"n_images": n_images, "epochs": epochs, "random_state": random_state}
         self.model_key = {"equiadapt": "0.1.2", **settings, **EQUIADAPT_NETWORK, **EQUIADAPT_TRAINING}
         self.search_key = {}
@@ -221,11 +221,12 @@ class Equiadapt:
             torch.manual_seed(self.random_state)
             canonicalizer, network = self._build(), make_network()
             self._train(canonicalizer, network, images, labels)
-        return copy.deepcopy(canonicalizer.state_dict())
+        return copy.deepcopy(canonicalizer.cpu().state_dict())
 
     def _train(self, canonicalizer, network, images, labels):
         weight = EQUIADAPT_TRAINING
-        both = nn.ModuleList([canonicalizer, network]).train()
+        both = nn.ModuleList([canonicalizer, network]).to(self.device).train()
+        images, labels = images.to(self.device), labels.to(self.device)
         optimizer = torch.optim.AdamW(both.parameters(), lr=weight["lr"])
         for _ in range(self.epochs):
             for rows in torch.randperm(len(images)).split(weight["batch_size"]):
@@ -239,10 +240,11 @@ class Equiadapt:
         # e2cnn's layers keep filters made from their weights, but only while in evaluation mode.
         canonicalizer = self._build().train()
         canonicalizer.load_state_dict(model)
-        canonicalizer.eval()
+        canonicalizer.to(self.device).eval()
+        parts = [as_images(some / np.float32(255)).to(self.device) for some in np.array_split(X, splits(X))]
         with torch.no_grad():
-            parts = [canonicalizer(as_images(some / np.float32(255))) for some in np.array_split(X, splits(X))]
-        return only("images", as_bytes(255 * torch.cat(parts).flatten(1).numpy()))
+            canonical = torch.cat([canonicalizer(some).cpu() for some in parts])
+        return only("images", as_bytes(255 * canonical.flatten(1).numpy()))
 
 
 def missing(name):

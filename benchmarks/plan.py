@@ -30,8 +30,8 @@ class Settings:
     augmented_epochs: int = 12
     augmented_copies: int = 2
     paper_budget: float = 1.0
-    equiadapt_images: int = 12_000
-    equiadapt_epochs: int = 10
+    equiadapt_images: int = 60_000
+    equiadapt_epochs: int = 4
 
     def copies(self, classifier):
         """Return how many perturbed copies of the training digits a classifier is fitted on in augmented training.
@@ -47,7 +47,7 @@ QUICK = Settings(
     n_test=500,
     augmented_epochs=6,
     augmented_copies=1,
-    paper_budget=0.5,
+    paper_budget=0.25,
     equiadapt_images=1_500,
     equiadapt_epochs=2,
 )
@@ -55,12 +55,26 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How test digits are perturbed: `family` is searched; `drawn` is the family of the poses, if another."""
+    """How test digits are perturbed.
+
+    Attributes
+    ----------
+    family : str
+        What front-ends search.
+    ranges : dict
+        Of the poses' parameters.
+    label : str
+    drawn : str or None
+        The family of the poses; None is the one that is searched.
+    wider : str or None
+        A family with more parameters than were perturbed, which takes out what digits of one class differ by.
+    """
 
     family: str
     ranges: dict[str, Any]
     label: str
     drawn: str | None = None
+    wider: str | None = None
 
 
 def log_factors(low, high):
@@ -69,13 +83,14 @@ def log_factors(low, high):
 
 SEARCHED = {"angle": math.pi, "shear": 0.5, **log_factors(1 / 1.8, 1.8)}
 PERTURBATIONS = {
-    "rotation": Perturbation("rotation", {"angle": math.pi}, "±180°"),
+    "rotation": Perturbation("rotation", {"angle": math.pi}, "±180°", wider="linear"),
     # MNIST's mass is half a pixel off the centre, always to the same side: exact turns tell up from down by that alone.
     "rotation_off_centre": Perturbation(
         "rotation",
         {"angle": math.pi, "tx": 0.05, "ty": 0.05},
         "±180°, up to a pixel off the centre to each side",
         drawn="rigid",
+        wider="affine",
     ),
     # "Shears up to 55 degrees, scaling by up to 50 %": the shear's slope is the tangent of its angle.
     "paper_affine": Perturbation(
@@ -114,6 +129,8 @@ class Row:
         From columns to the classifier that is used there; None is the column's own.
     families : tuple of str
         Those of the perturbations that the row is for.
+    wider : bool
+        Whether the front-end searches the perturbation's wider family; the row is for those that have one.
     """
 
     label: str
@@ -123,9 +140,16 @@ class Row:
     averaged: bool = False
     classifiers: Any = None
     families: tuple[str, ...] = ("rotation", "linear", "affine")
+    wider: bool = False
 
     def classifier(self, column):
         return column if self.classifiers is None else self.classifiers.get(column)
+
+    def family(self, perturbation):
+        """Return the family that the front-end searches for a perturbation, or None if the row is not for it."""
+        if perturbation.family not in self.families:
+            return None
+        return perturbation.wider if self.wider else perturbation.family
 
 
 STN = {"CNN": "STN + CNN"}
@@ -134,6 +158,7 @@ ROWS = {
     "oracle": Row("true pose undone", images="true"),
     "augmented": Row("augmented training", images="raw", training="perturbed"),
     "moments": Row("moments only", training="moments"),
+    "moments_wider": Row("moments only, wider family", training="moments", frontend="moments", wider=True),
     "stn": Row("spatial transformer, trained on upright digits", images="raw", classifiers=STN),
     "stn_augmented": Row(
         "spatial transformer, trained on perturbed digits", images="raw", training="perturbed", classifiers=STN
@@ -143,6 +168,10 @@ ROWS = {
     "vae_only": Row("sk_avae without critic", training="sk_avae"),
     "sk_avae": Row("sk_avae", training="sk_avae"),
     "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True),
+    "wider": Row("sk_avae, wider family", training="sk_avae", frontend="sk_avae", wider=True),
+    "wider_averaged": Row(
+        "sk_avae, wider family, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True, wider=True
+    ),
     "gated": Row("sk_avae, identity gate", training="gated"),
 }
 # Every other row is read beside these two.
@@ -150,7 +179,7 @@ REFERENCES = ("none", "oracle")
 
 
 def make_frontend(name, family, settings, seed, device):
-    """Return the front-end of a row; `device` is that of the package's models."""
+    """Return the front-end of a row; `device` is that of the networks in it."""
     name = ROWS[name].frontend or name
     search = {} if family == "rotation" else settings.rich_search
     avae = {"random_state": seed, "device": device, **settings.vae, **search}
@@ -158,7 +187,7 @@ def make_frontend(name, family, settings, seed, device):
     n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
     makers = {
         "moments": lambda: Moments(family),
-        "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed),
+        "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed, device=device),
         "paper": lambda: PaperSearch(family, n_starts=n_starts, **avae),
         "vae_only": lambda: Canonicalizer(family, search=VAE_ONLY, **avae),
         "sk_avae": lambda: Canonicalizer(family, search=RANKED, **avae),

@@ -79,10 +79,14 @@ def cost_table(table):
 def notes(table, settings, n_open):
     codes = table.code.dropna().value_counts()
     return [
-        *(f"{name}: {p.label}; family `{p.family}`." for name, p in PERTURBATIONS.items()),
+        *(
+            f"{name}: {p.label}; family `{p.family}`" + (f", wider `{p.wider}`." if p.wider else ".")
+            for name, p in PERTURBATIONS.items()
+        ),
         "Accuracies in %, mean ± standard deviation over the seeds. Scales are drawn uniformly in the logarithm.",
         "The classifiers of a front-end are fitted on the training digits that it has canonicalised (the gate leaves "
-        "most of them alone); the rows of sk_avae, save the gate's, and the paper's search share those of sk_avae.",
+        "most of them alone); the rows of sk_avae, save the gate's, and the paper's search share those of sk_avae "
+        "of the same family.",
         f"Augmented training: networks see new copies in each of {settings.augmented_epochs} epochs "
         f"({settings.cnn_epochs} on upright digits), LogisticRegression and kNN "
         f"{settings.copies('kNN(3)')}, the SVM 1.",

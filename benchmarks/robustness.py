@@ -52,15 +52,18 @@ class Experiment:
 
     def seen_images(self, row, perturbation, test):
         """Return what classifiers read of test images in a row: images, weights and what these cost."""
-        family = perturbation.family
+        family = ROWS[row].family(perturbation)
         kind = ROWS[row].images
         if kind == "raw":
             return Lazy(test.key, lambda: only("images", test.load()[0]))
         if kind == "true":
             return Lazy(
-                {"undone": test.key}, lambda: only("images", as_bytes(undo(*test.load(), perturbation.drawn or family)))
+                {"undone": test.key},
+                lambda: only("images", as_bytes(undo(*test.load(), perturbation.drawn or perturbation.family))),
             )
-        found = self._found(ROWS[row].frontend or row, family, test.key, lambda: test.load()[0], "test")
+        frontend = ROWS[row].frontend or row
+        k = None if any(other.averaged and other.frontend == frontend for other in ROWS.values()) else 1
+        found = self._found(frontend, family, test.key, lambda: test.load()[0], "test", k)
         if ROWS[row].averaged:
             return Lazy(found.key, lambda: found.load() | {"images": drawn(found.load(), test.load()[0])})
         return Lazy(
@@ -104,7 +107,7 @@ class Experiment:
             key = {"training": asdict(perturbation), "copies": n_copies, **self.data_key}
             return Lazy(key, lambda: self._perturbed_copies(perturbation, n_copies))
         starts = range(0, len(self.X_train), IMAGES_PER_PART)
-        parts = [self._canonical_part(kind, perturbation.family, start) for start in starts]
+        parts = [self._canonical_part(kind, ROWS[row].family(perturbation), start) for start in starts]
         return Lazy(
             {"training": [part.key for part in parts]},
             lambda: (np.concatenate([part.load() for part in parts]), self.y_train),
@@ -151,7 +154,7 @@ class Experiment:
             return perturb(rows, perturbation, self.training_seed(epoch))[0]
 
         def compute():
-            classifier = make_classifier(name, epochs=epochs, random_state=self.seed)
+            classifier = make_classifier(name, epochs=epochs, random_state=self.seed, device=self.device)
             if is_network and perturbation is not None:
                 return classifier.fit(self.X_train / np.float32(255), self.y_train, perturb=fresh_copy)
             images, labels = training.load()
@@ -217,7 +220,7 @@ def tasks(rows, perturbations, seeds, classifiers=CLASSIFIERS):
         for row in rows
         for column in classifiers
         for perturbation in perturbations
-        if PERTURBATIONS[perturbation].family in ROWS[row].families and ROWS[row].classifier(column)
+        if ROWS[row].family(PERTURBATIONS[perturbation]) and ROWS[row].classifier(column)
     ]
 
 
@@ -263,7 +266,7 @@ def parse_arguments():
     )
     parser.add_argument("--cache", default=Path(__file__).parent / ".cache" / "robustness", help="folder")
     parser.add_argument("--merge", action="store_true", help="keep cells of the last table that the cache lacks")
-    parser.add_argument("--device", default="cpu", help="of the package's models; classifiers stay on the CPU")
+    parser.add_argument("--device", default="cpu", help="of networks; the rest stays on the CPU")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start nothing new after this")
     return parser.parse_args()
 

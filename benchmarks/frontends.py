@@ -143,6 +143,10 @@ class Canonicalizer:
     def fit(self, X, y):
         return self.estimator.fit(X)
 
+    def perturb(self, model, X, random_state):
+        """Give training digits poses that the model learned to undo."""
+        return as_bytes(model.perturb(X, random_state)[0])
+
     def search(self, model, X):
         found = copy.copy(model).set_params(**self.search_key).align(X)
         n, k, n_params = found.hypotheses.shape

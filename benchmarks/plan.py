@@ -131,6 +131,9 @@ class Row:
         Those of the perturbations that the row is for.
     wider : bool
         Whether the front-end searches the perturbation's wider family; the row is for those that have one.
+    copies : bool
+        Whether classifiers are also fitted on training digits that the front-end's model has perturbed before it
+        canonicalised them: poses that it learned to undo, whatever those of the test digits are.
     """
 
     label: str
@@ -141,6 +144,7 @@ class Row:
     classifiers: Any = None
     families: tuple[str, ...] = ("rotation", "linear", "affine")
     wider: bool = False
+    copies: bool = False
 
     def classifier(self, column):
         return column if self.classifiers is None else self.classifiers.get(column)
@@ -171,6 +175,15 @@ ROWS = {
     "wider": Row("sk_avae, wider family", training="sk_avae", frontend="sk_avae", wider=True),
     "wider_averaged": Row(
         "sk_avae, wider family, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True, wider=True
+    ),
+    "copies": Row("the same, fitted on copies too", training="sk_avae", frontend="sk_avae", averaged=True, copies=True),
+    "wider_copies": Row(
+        "wider family, the same, fitted on copies too",
+        training="sk_avae",
+        frontend="sk_avae",
+        averaged=True,
+        wider=True,
+        copies=True,
     ),
     "gated": Row("sk_avae, identity gate", training="gated"),
 }

@@ -92,6 +92,8 @@ def notes(table, settings, n_open):
         f"{settings.copies('kNN(3)')}, the SVM 1.",
         "Averaged: class probabilities weighed by the hypotheses' weights (those of .001 and more); the SVM, which has "
         "none, sees the best one. Canonical images are rounded to bytes.",
+        "Copies: classifiers also see each training digit in a pose that the model drew (`AVAEEstimator.perturb`, "
+        "whatever the column's perturbation), canonicalised.",
         "One fit, critic and gate included, serves all rows of sk_avae and the paper's search.",
         f"The paper's search takes {settings.paper_budget:g} times its own number of starts.",
         f"equiadapt is trained on {settings.equiadapt_images:,} digits for {settings.equiadapt_epochs} epochs.",

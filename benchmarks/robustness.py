@@ -106,19 +106,33 @@ class Experiment:
             n_copies = self.settings.copies(classifier)
             key = {"training": asdict(perturbation), "copies": n_copies, **self.data_key}
             return Lazy(key, lambda: self._perturbed_copies(perturbation, n_copies))
-        starts = range(0, len(self.X_train), IMAGES_PER_PART)
-        parts = [self._canonical_part(kind, ROWS[row].family(perturbation), start) for start in starts]
+        starts, copies = range(0, len(self.X_train), IMAGES_PER_PART), 1 + ROWS[row].copies
+        family = ROWS[row].family(perturbation)
+        parts = [self._canonical_part(kind, family, start, copy) for copy in range(copies) for start in starts]
         return Lazy(
             {"training": [part.key for part in parts]},
-            lambda: (np.concatenate([part.load() for part in parts]), self.y_train),
+            lambda: (np.concatenate([part.load() for part in parts]), np.tile(self.y_train, copies)),
         )
 
-    def _canonical_part(self, row, family, start):
-        """Return some of the training digits, canonicalised: parts, so that a stopped run loses little."""
+    def _canonical_part(self, row, family, start, copy=0):
+        """Return some of the training digits, or of a perturbed copy of them, canonicalised.
+
+        Parts, so that a stopped run loses little.
+        """
         key = {"training": "upright", "start": start, "n": IMAGES_PER_PART, **self.data_key}
         rows = self.X_train[start : start + IMAGES_PER_PART]
-        found = self._found(row, family, key, lambda: rows, "train", k=1)
-        return Lazy(found.key, lambda: drawn(found.load(), rows)[:, 0])
+
+        def images():
+            if copy == 0:
+                return rows
+            frontend = make_frontend(row, family, self.settings, self.seed, self.device)
+            return frontend.perturb(self.model(frontend).load()["model"], rows, seed)
+
+        if copy:
+            seed = self.training_seed(start + copy)
+            key["perturbed"] = seed
+        found = self._found(row, family, key, images, "copy" if copy else "train", k=1)
+        return Lazy(found.key, lambda: drawn(found.load(), images())[:, 0])
 
     def training_seed(self, copy):
         """Return the seed of a perturbed copy of the training digits; test digits have the experiment's own."""

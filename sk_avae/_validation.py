@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_feature_names_in, validate_data
+from sklearn.utils.validation import _check_feature_names_in, _check_method_params, validate_data
 from torch import Tensor
 
 from .affine import edge_median, invert, parameters_of, to_matrix, warp
@@ -383,6 +383,11 @@ def seed_from(random_state: Any) -> int:
     if random_state is None:
         return secrets.randbelow(2**31)
     return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def repeated(params: dict[str, Any], n: int, times: int) -> dict[str, Any]:
+    """Return `fit`'s parameters for n samples that come again and again; what has no value per sample stays."""
+    return dict(_check_method_params(range(n), params, np.tile(np.arange(n), times)))
 
 
 def resolve_device(device: Any) -> torch.device:

@@ -12,9 +12,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from ._validation import check_count, check_rows, unchanged_on_error
+from ._validation import check_count, check_rows, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
-from .estimator import new_aligner
+from .estimator import aligned_copies, new_aligner
 
 
 def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
@@ -28,7 +28,9 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
 
     `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them.
     `predict_proba` averages the classifier's probabilities over the hypotheses that alignment finds for an image, with
-    their weights: a 6 that may be a 9 comes out as both.
+    their weights: a 6 that may be a 9 comes out as both. With `n_copies` the classifier is also fitted on training
+    images that were given other poses and then aligned, as the images will be that it is to read: it learns what
+    alignment leaves, and where alignment errs.
 
     Parameters
     ----------
@@ -40,8 +42,11 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         ``sklearn.frozen.FrozenEstimator(avae)``.
     n_hypotheses : int or None, default=None
         Average over this many of the best hypotheses; None takes all that the estimator refines (`n_refine`).
+    n_copies : int, default=0
+        How many times the classifier also sees each training image in another pose (`AVAEEstimator.perturb`), aligned.
+        Each takes as long as `transform`. What `fit` passes on per sample (weights) holds for an image's copies, too.
     random_state : int, RandomState instance or None, default=None
-        Passed to the clone of `estimator`; None leaves the clone's own.
+        Passed to the clone of `estimator`; None leaves the clone's own. It also draws the copies' poses.
 
     Attributes
     ----------
@@ -73,11 +78,13 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         estimator: Any = None,
         *,
         n_hypotheses: int | None = None,
+        n_copies: int = 0,
         random_state: Any = None,
     ) -> None:
         self.classifier = classifier
         self.estimator = estimator
         self.n_hypotheses = n_hypotheses
+        self.n_copies = n_copies
         self.random_state = random_state
 
     @with_callbacks  # type: ignore[untyped-decorator]
@@ -119,7 +126,13 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
             check_consistent_length(X, labels)
             self.estimator_ = task.fit("fit-estimator", estimator, X, labels)
-            self.classifier_ = task.fit("fit-classifier", classifier, self._best(X), labels, **routed)
+            images = self._best(X)
+            if self.n_copies:
+                copies = aligned_copies(self.estimator_, X, self.n_copies, self.random_state)
+                images = np.concatenate([images, *copies])
+                routed = repeated(routed, len(labels), 1 + self.n_copies)
+                labels = np.tile(labels, 1 + self.n_copies)
+            self.classifier_ = task.fit("fit-classifier", classifier, images, labels, **routed)
             self.classes_ = self.classifier_.classes_
         task.end()
         return self
@@ -151,6 +164,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         if self.n_hypotheses is not None:
             check_count("n_hypotheses", self.n_hypotheses)
+        check_count("n_copies", self.n_copies, minimum=0)
         if self.classifier is not None and not is_classifier(self.classifier):
             raise TypeError(f"classifier must be a classifier, got {type(self.classifier).__name__}.")
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ from .critic import Critic, Search
 from .density import ShapeDensity
 from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from .proposer import Proposer, Starts
-from .starts import Moments, mean_moments
+from .starts import Moments, mean_moments, random_poses
 from .vae import MODULES, check_methods, check_shapes, fused
 
 # The networks of a fitted model, and the recipes in it with the names of the classes that this package builds.
@@ -887,6 +887,9 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             If `out` has another shape, or holds no floating-point numbers.
         """
         rows = self._rows(X)
+        return self._transformed(rows, out)
+
+    def _transformed(self, rows: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         out = check_out(out, (len(rows), rows.shape[1] + len(parameters_of(self._family))), rows.dtype)
         n_features, n_missed = rows.shape[1], 0
         # A chunk at a time to its end: nothing is kept of an image but its row.
@@ -936,6 +939,38 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         pixels, alpha = self._split(X, "X", self.n_features_in_, "n_features")
         with np.errstate(over="ignore"):
             return check_images_are_numbers(self._warp(pixels, alpha, inverse=True), "X")
+
+    def perturb(self, X: ArrayLike, random_state: Any = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Give images poses at random, out of those that alignment is there to undo.
+
+        Poses are drawn uniformly within three standard deviations of `alpha_prior`: at most any angle, log-scales
+        and shears of 0.5, shifts of 0.3 half sides (of the frame, where the model has one padded). Half of them are
+        mirrored, where the family reflects.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in the canonical pose.
+        random_state : int, RandomState instance or None, default=None
+            Draws the poses; None takes the estimator's own `random_state`.
+
+        Returns
+        -------
+        X_perturbed : ndarray of shape (n_samples, n_features)
+            Input pixels: what `inverse_transform` makes of X at alpha.
+        alpha : ndarray of shape (n_samples, n_params)
+            The poses, in the units of `transform`.
+        """
+        rows = self._rows(X)
+        generator = torch.Generator().manual_seed(
+            seed_from(self.random_state if random_state is None else random_state)
+        )
+        parameters = parameters_of(self._family)
+        pose = random_poses(len(rows), self._family, self._frame_scale(self.image_format_), generator).numpy()
+        alpha = pose * self.image_format_.frame_units(parameters)
+        alpha = alpha.astype(np.float64 if rows.dtype == np.float64 else np.float32)
+        with np.errstate(over="ignore"):
+            return check_images_are_numbers(self._warp(rows, alpha, inverse=True), "X"), alpha
 
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         parts = [
@@ -1341,6 +1376,26 @@ def recipes_of(state: Mapping[str, Any], frame_shape: tuple[int, int, int]) -> d
         "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape}},
         "proposer_": {"module": Proposer, "arguments": {"image_shape": frame_shape, "family": family}},
     }
+
+
+def aligned_copies(aligner: Any, X: ArrayLike, n_copies: int, random_state: Any) -> Iterator[NDArray[Any]]:
+    """Yield the canonical images of X in other poses, drawn anew each time.
+
+    Parameters
+    ----------
+    aligner : AVAEEstimator or FrozenEstimator
+        Fitted.
+    X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+        Images in the canonical pose.
+    n_copies : int
+    random_state : int, RandomState instance or None
+        Draws the poses, see `AVAEEstimator.perturb`; None takes the aligner's own.
+    """
+    random = check_random_state(seed_from(aligner.random_state if random_state is None else random_state))
+    for _ in range(n_copies):
+        rows, _ = aligner.perturb(X, random)
+        # Not `transform`: rows have lost the names of their columns, of which it would warn.
+        yield aligner._transformed(rows)[:, : aligner.n_features_in_]
 
 
 def new_aligner(estimator: Any, random_state: Any) -> Any:

@@ -451,6 +451,7 @@ class Calls:
     METHODS: ClassVar[dict[str, Callable[..., Call]]] = {
         "AVAEEstimator.transform": _of_images,
         "AVAEEstimator.transform_hypotheses": _of_images,
+        "AVAEEstimator.perturb": _of_images,
         "AVAEEstimator.score": _of_images,
         "AVAEEstimator.score_samples": _of_images,
         "AVAEEstimator.encode": _of_images,

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
 IMAGE_METHODS = (
     *("transform", "transform_hypotheses", "align", "score", "score_samples", "negative_elbo", "encode", "reconstruct"),
+    "perturb",
     "fit",
 )
 

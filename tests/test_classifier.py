@@ -138,6 +138,43 @@ def test_random_state_is_passed_on(tiny, digits):
     assert CanonicalizedClassifier(KNeighborsClassifier(), tiny).fit(X, y).estimator_.random_state == 0
 
 
+def test_copies_are_aligned_in_poses_of_their_own(fitted, digits):
+    X, y = digits.X[:80], digits.y[:80]
+    model = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted), n_copies=2, random_state=7)
+    model.fit(X, y)
+    random = np.random.RandomState(np.random.RandomState(7).randint(2**31 - 1))
+    turned = [fitted.perturb(X, random)[0] for _ in range(2)]
+    assert_array_equal(model.classifier_._fit_X, np.vstack([fitted.transform(rows)[:, :784] for rows in (X, *turned)]))
+    assert_array_equal(model.classes_[model.classifier_._y], np.tile(y, 3))
+    assert joblib.hash(clone(model).fit(X, y)) == joblib.hash(model)
+    without = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted)).fit(X, y)
+    assert_array_equal(without.classifier_._fit_X, fitted.transform(X)[:, :784])
+
+
+def test_copies_weigh_what_their_image_weighs(fitted, digits):
+    class Recorder(KNeighborsClassifier):
+        def fit(self, X, y, sample_weight, budget):
+            self.seen = sample_weight, budget
+            return super().fit(X, y)
+
+    weight = np.linspace(0, 1, 60)
+    model = CanonicalizedClassifier(Recorder(), FrozenEstimator(fitted), n_copies=1)
+    seen, budget = model.fit(digits.X[:60], digits.y[:60], sample_weight=weight, budget=3).classifier_.seen
+    assert_array_equal(seen, np.tile(weight, 2))
+    assert budget == 3
+
+
+def test_copies_teach_neighbours_what_alignment_leaves(fitted_with_critic, digits, stretched):
+    aligner = FrozenEstimator(copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0))
+    scores = [
+        CanonicalizedClassifier(KNeighborsClassifier(3), aligner, n_copies=n_copies, random_state=0)
+        .fit(digits.X[:2000], digits.y[:2000])
+        .score(stretched.X, stretched.y)
+        for n_copies in (0, 1)
+    ]
+    assert scores[1] > scores[0] + 0.01
+
+
 def test_labels_may_be_words(tiny, digits):
     words = np.array([f"digit {y}" for y in digits.y[:150]])
     model, numbers = (
@@ -168,7 +205,7 @@ def test_stacks_and_colours_are_read_as_their_rows(tiny, digits, turned):
 def test_data_frames_keep_their_names(tiny, digits):
     X = pd.DataFrame(digits.X[:60], columns=[f"p{i}" for i in range(784)])
     tiny.set_output(transform="pandas")
-    model = CanonicalizedClassifier(KNeighborsClassifier(3), tiny).fit(X, pd.Series(digits.y[:60]))
+    model = CanonicalizedClassifier(KNeighborsClassifier(3), tiny, n_copies=1).fit(X, pd.Series(digits.y[:60]))
     assert list(model.feature_names_in_) == list(X.columns)
     assert model.predict_proba(X).shape == (60, 10)
     with pytest.raises(ValueError, match="feature names should match"):

@@ -664,6 +664,38 @@ def test_a_code_is_the_posterior_mean_of_the_canonical_image(avae, digits):
     assert_allclose(codes[:, :12], mean.numpy(), rtol=1e-3, atol=1e-4)
 
 
+def test_perturbed_images_are_what_the_inverse_makes_of_their_poses(fitted, digits):
+    X = digits.X_test[:200]
+    perturbed, alpha = fitted.perturb(X, random_state=3)
+    assert perturbed.dtype == alpha.dtype == np.float32
+    assert_array_equal(perturbed, fitted.inverse_transform(np.hstack([X, alpha])))
+    assert np.abs(alpha).max() <= np.pi
+    assert np.histogram(alpha, 4, (-np.pi, np.pi))[0].min() > 30
+    errors = angle_errors(fitted, X, perturbed, alpha[:, 0])
+    assert np.median(errors) < 5
+
+
+def test_poses_to_perturb_by_follow_a_random_state(fitted, digits):
+    X = digits.X_test[:5].astype(float)
+    own, again, other = (fitted.perturb(X, random_state)[1] for random_state in (None, 0, 1))
+    assert fitted.random_state == 0
+    assert own.dtype == np.float64
+    assert_array_equal(own, again)
+    assert not np.allclose(own, other)
+    random = np.random.RandomState(0)
+    assert not np.allclose(fitted.perturb(X, random)[1], fitted.perturb(X, random)[1])
+
+
+def test_images_are_perturbed_as_far_as_the_prior_reaches(small_avae, digits):
+    prior = {"angle": 0.1, "log_scale_x": 0.05, "shear": 0}
+    model = small_avae(family="affine", alpha_prior=prior, allow_reflection=True, pad=7, max_epochs=1)
+    _, alpha = model.fit(digits.X[:60]).perturb(digits.X[:1000])
+    # Shifts are those of a frame of 42 pixels, in half sides of the image.
+    reach = {"angle": 0.3, "log_scale_x": 0.15, "log_scale_y": 0.5, "shear": 0, "tx": 0.45, "ty": 0.45, "reflected": 1}
+    assert_allclose(np.abs(alpha).max(axis=0), list(reach.values()), rtol=0.02)
+    assert 0.4 < alpha[:, -1].mean() < 0.6
+
+
 def test_samples_are_digits_of_the_input_s_units(fitted, digits):
     samples = fitted.sample(40)
     assert samples.shape == (40, 784)

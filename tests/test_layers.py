@@ -172,7 +172,7 @@ def public_members(cls):
 def test_public_methods():
     assert public_members(sk_avae.AVAEEstimator) == [
         *("align", "decode", "encode", "fit", "from_vae", "get_feature_names_out"),
-        *("inverse_transform", "negative_elbo", "partial_fit"),
+        *("inverse_transform", "negative_elbo", "partial_fit", "perturb"),
         *("reconstruct", "sample", "score", "score_samples", "transform", "transform_hypotheses"),
     ]
     assert public_members(sk_avae.CanonicalizedClassifier) == ["fit", "predict", "predict_proba"]

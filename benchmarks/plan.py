@@ -44,8 +44,8 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     n_train=4_000,
-    n_test=500,
-    augmented_epochs=6,
+    n_test=400,
+    augmented_epochs=4,
     augmented_copies=1,
     paper_budget=0.25,
     equiadapt_images=1_500,

@@ -3,7 +3,7 @@
     python benchmarks/robustness.py FOLDER_WITH_IDX_FILES [--quick] [--time-limit MINUTES] [--device DEVICE]
 
 60,000 upright training digits and 10,000 perturbed test digits on a 40 x 40 canvas, three seeds (`--quick`: 4,000 and
-500, one seed, smaller budgets). A seed sets the poses, the VAE's and the networks' initial weights. Nothing is chosen
+400, one seed, smaller budgets). A seed sets the poses, the VAE's and the networks' initial weights. Nothing is chosen
 on test digits. Whatever was computed is kept in the cache folder, so that a run that was stopped goes on where it was.
 """
 

@@ -122,15 +122,13 @@ class Experiment:
         key = {"training": "upright", "start": start, "n": IMAGES_PER_PART, **self.data_key}
         rows = self.X_train[start : start + IMAGES_PER_PART]
 
-        def images():
-            if copy == 0:
-                return rows
-            frontend = make_frontend(row, family, self.settings, self.seed, self.device)
-            return frontend.perturb(self.model(frontend).load()["model"], rows, seed)
-
         if copy:
-            seed = self.training_seed(start + copy)
-            key["perturbed"] = seed
+            key["perturbed"] = self.training_seed(start + copy)
+        frontend = make_frontend(row, family, self.settings, self.seed, self.device)
+
+        def images():
+            return frontend.perturb(self.model(frontend).load()["model"], rows, key["perturbed"]) if copy else rows
+
         found = self._found(row, family, key, images, "copy" if copy else "train", k=1)
         return Lazy(found.key, lambda: drawn(found.load(), images())[:, 0])
 

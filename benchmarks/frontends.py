@@ -245,7 +245,7 @@ class Equiadapt:
         canonicalizer = self._build().train()
         canonicalizer.load_state_dict(model)
         canonicalizer.to(self.device).eval()
-        parts = [as_images(some / np.float32(255)).to(self.device) for some in np.array_split(X, splits(X))]
+        parts = (as_images(some / np.float32(255)).to(self.device) for some in np.array_split(X, splits(X)))
         with torch.no_grad():
             canonical = torch.cat([canonicalizer(some).cpu() for some in parts])
         return only("images", as_bytes(255 * canonical.flatten(1).numpy()))

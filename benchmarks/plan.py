@@ -176,9 +176,11 @@ ROWS = {
     "wider_averaged": Row(
         "sk_avae, wider family, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True, wider=True
     ),
-    "copies": Row("the same, fitted on copies too", training="sk_avae", frontend="sk_avae", averaged=True, copies=True),
+    "copies": Row(
+        "sk_avae, averaged, fitted on copies too", training="sk_avae", frontend="sk_avae", averaged=True, copies=True
+    ),
     "wider_copies": Row(
-        "wider family, the same, fitted on copies too",
+        "sk_avae, wider family, averaged, fitted on copies too",
         training="sk_avae",
         frontend="sk_avae",
         averaged=True,

@@ -936,9 +936,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             Input pixels, up to interpolation and what left the frame.
         """
         check_is_fitted(self)
-        pixels, alpha = self._split(X, "X", self.n_features_in_, "n_features")
-        with np.errstate(over="ignore"):
-            return check_images_are_numbers(self._warp(pixels, alpha, inverse=True), "X")
+        return self._posed(*self._split(X, "X", self.n_features_in_, "n_features"))
 
     def perturb(self, X: ArrayLike, random_state: Any = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Give images poses at random, out of those that alignment is there to undo.
@@ -969,8 +967,12 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         pose = random_poses(len(rows), self._family, self._frame_scale(self.image_format_), generator).numpy()
         alpha = pose * self.image_format_.frame_units(parameters)
         alpha = alpha.astype(np.float64 if rows.dtype == np.float64 else np.float32)
+        return self._posed(rows, alpha), alpha
+
+    def _posed(self, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+        """Bring canonical rows into a pose; raise where that leaves numbers that are none."""
         with np.errstate(over="ignore"):
-            return check_images_are_numbers(self._warp(rows, alpha, inverse=True), "X"), alpha
+            return check_images_are_numbers(self._warp(rows, alpha, inverse=True), "X")
 
     def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         parts = [

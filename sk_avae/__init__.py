@@ -1,12 +1,10 @@
 """Affine variational autoencoders for scikit-learn: images back in the pose that your model was trained on."""
 
-__version__ = "0.1.0"
-
-from .alignment import AlignmentResult
+from ._version import __version__ as __version__
 from .canonicalizer import AffineCanonicalizer
 from .classifier import CanonicalizedClassifier
 from .estimator import AVAEEstimator
-from .files import load, save
+from .persistence import load, save
 from .plotting import (
     AlignmentDisplay,
     ELBOProfileDisplay,
@@ -14,6 +12,7 @@ from .plotting import (
     RobustnessCurveDisplay,
     TrainingDisplay,
 )
+from .result import AlignmentResult
 
 __all__ = [
     "AVAEEstimator",

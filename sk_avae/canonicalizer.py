@@ -8,10 +8,10 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from ._meta import new_aligner, unfrozen
 from ._validation import as_images, check_rows, feature_names, is_stack, wants_container
-from .alignment import AlignmentResult
 from .callbacks import CallbackSupport, Task, with_callbacks
-from .estimator import new_aligner
+from .result import AlignmentResult
 
 
 def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
@@ -85,7 +85,8 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         """
         task = Task.of_fit(self, 1, X, y)
         estimator = task.fit("fit-estimator", new_aligner(self.estimator, self.random_state), X, y)
-        check_rows(estimator, X, image_shape=estimator.image_shape_)
+        if unfrozen(estimator) is not estimator:  # which has looked at nothing
+            check_rows(estimator, X, image_shape=estimator.image_shape_)
         self.estimator_ = estimator
         self.n_features_in_ = estimator.n_features_in_
         if hasattr(estimator, "feature_names_in_"):

@@ -12,9 +12,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from ._meta import aligned_copies, new_aligner, unfrozen
 from ._validation import check_count, check_rows, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
-from .estimator import aligned_copies, new_aligner
 
 
 def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
@@ -123,12 +123,15 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         routed = self._for_classifier(params)
         task = Task.of_fit(self, 2, X, labels)
         with unchanged_on_error(self):
-            check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
-            check_consistent_length(X, labels)
+            rows, _ = check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
+            check_consistent_length(rows, labels)
             self.estimator_ = task.fit("fit-estimator", estimator, X, labels)
-            images = self._best(X)
+            aligner = unfrozen(self.estimator_)
+            if aligner is not self.estimator_:  # which has looked at nothing
+                check_rows(aligner, X, image_shape=aligner.image_shape_)
+            images = aligner._transformed(rows)[:, : rows.shape[1]]
             if self.n_copies:
-                copies = aligned_copies(self.estimator_, X, self.n_copies, self.random_state)
+                copies = aligned_copies(aligner, rows, self.n_copies, self.random_state)
                 images = np.concatenate([images, *copies])
                 routed = repeated(routed, len(labels), 1 + self.n_copies)
                 labels = np.tile(labels, 1 + self.n_copies)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
 from ._validation import enormous_numbers_refused
-from .affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
+from .model.affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
 
 __all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
 

@@ -1,29 +1,22 @@
-"""`AVAEEstimator`: train a VAE, find each image's pose, undo it. A thin shell over the pure functions below it."""
+"""`AVAEEstimator`: train a VAE, find each image's pose, undo it. A shell around the learned `aligner_`."""
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from . import __version__, persistence, training
 from ._validation import (
-    IMAGES_PER_CHUNK,
-    ImageFormat,
     check_count,
     check_flag,
     check_images_are_numbers,
@@ -36,99 +29,25 @@ from ._validation import (
     resolve_device,
     resolve_image_shape,
     seed_from,
-    to_tensor,
     unchanged_on_error,
 )
-from .affine import PADDINGS, REFLECTED, check_family, parameters_of, to_matrix, with_reflection
-from .alignment import (
-    AVAE,
-    AlignmentResult,
-    align,
-    block_size,
-    canonical_images,
-    in_blocks,
-    is_constant,
-    pose_deviation,
-    prior_scale,
-    screen_in_turn,
-    times_at_once,
-)
+from ._version import __version__, warn_on_version
+from .aligner import Aligner, SearchModels
+from .aligner_state import STATE_NAMES, from_state, to_state
 from .callbacks import CallbackSupport, Task, with_callbacks
-from .choice import learn_to_choose, n_looked_at
-from .critic import Critic, Search
-from .density import ShapeDensity
-from .likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
-from .proposer import Proposer, Starts
-from .starts import Moments, mean_moments, random_poses
-from .vae import MODULES, check_methods, check_shapes, fused
-
-# The networks of a fitted model, and the recipes in it with the names of the classes that this package builds.
-NETWORKS = ("module_", "likelihood_", "density_", "critic_", "proposer_")
-RECIPES: dict[str, Mapping[str, type[nn.Module]]] = {"_recipe": MODULES, "_likelihood_recipe": LIKELIHOODS}
-
-
-def _is_free(family: str, scale: tuple[float, ...]) -> bool:
-    """Tell whether a prior with these deviations lets any parameter move; a reflection alone is none."""
-    return any(s for name, s in zip(parameters_of(family), scale, strict=True) if name != REFLECTED)
-
-
-class _Plan(NamedTuple):
-    """What is trained, and on what: of a new model, or of one that goes on."""
-
-    rows: NDArray[Any]
-    images: Tensor
-    image_format: ImageFormat
-    recipe: dict[str, Any]
-    likelihood_recipe: dict[str, Any]
-    start: training.Start | None
-
-
-class _Epochs:
-    """Tells callbacks of epochs, and remembers what the last whole one gave.
-
-    Parameters
-    ----------
-    task : Task
-        Of the fit.
-    attributes : callable
-        Makes the attributes of an estimator from what training gave.
-    remembers : bool
-    """
-
-    def __init__(
-        self, task: Task, attributes: Callable[[training.Trained], dict[str, Any]], *, remembers: bool
-    ) -> None:
-        self.last: training.Trained | None = None
-        self._task = self._epoch = task
-        self._attributes = attributes
-        self._remembers = remembers
-
-    def begin_epoch(self) -> None:
-        self._epoch = self._task.subtask("epoch").begin()
-
-    def end_epoch(self, trained: Callable[[], training.Trained]) -> bool:
-        if self._remembers:
-            self.last = trained()
-        return self._epoch.end(lambda: self._attributes(trained()))
-
-
-def _kind(module: Any) -> tuple[Any, ...]:
-    """Return what a module has to have in common with one that takes its weights."""
-    if not isinstance(module, nn.Module):
-        return (module,)
-    return type(module), tuple((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
-
-
-def _name(module: Any) -> str:
-    if not isinstance(module, nn.Module):
-        return str(getattr(module, "__name__", module))
-    return f"{type(module).__name__} of {sum(tensor.numel() for tensor in module.parameters())} weights"
-
-
-def _unlearned() -> dict[str, Any]:
-    """Return the attributes of a model that chooses by ELBO and prior alone."""
-    nothing = dict.fromkeys(("proposer_", "density_", "critic_", "min_gain_"))
-    return {**nothing, "temperature_": 1.0, "pose_spread_": {}}
+from .images import ImageFormat, floats_like
+from .learning import fit as learning
+from .learning.perturbation import random_poses
+from .learning.recipes import ModelParameters, check_same_model
+from .learning.search_models import Wanted
+from .learning.vae_training import VAESettings
+from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
+from .model.module_state import Network, available_device, build, freeze, pack, to_arrays, unpack
+from .model.moments import mean_moments
+from .model.prior import prior_scale
+from .model.vae import check_methods, check_shapes
+from .result import AlignmentResult
+from .search.settings import PoseSettings, SearchSettings
 
 
 class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
@@ -293,13 +212,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
     (5, 785)
     """
 
-    module_: Any
-    likelihood_: Any
-    proposer_: Any
-    density_: nn.Module | None
-    critic_: nn.Module | None
-    moments_: tuple[NDArray[Any], ...] | None
-    min_gain_: float | None
+    aligner_: Aligner
 
     __metadata_request__transform = {"out": UNUSED}  # noqa: RUF012  # where to write is no metadata
 
@@ -372,6 +285,62 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         self.memory = memory
         self.verbose = verbose
 
+    # ------------------------------------------------------------------ what was learned
+    @property
+    def module_(self) -> Any:
+        """The trained VAE, in evaluation mode."""
+        return self.aligner_.vae.module
+
+    @property
+    def likelihood_(self) -> Any:
+        """The likelihood, with its learned scale."""
+        return self.aligner_.likelihood.module
+
+    @property
+    def image_format_(self) -> ImageFormat:
+        """Learned scaling and background."""
+        return self.aligner_.image_format
+
+    @property
+    def image_shape_(self) -> tuple[int, ...]:
+        """Shape of an image."""
+        return self.aligner_.image_format.image_shape
+
+    @property
+    def moments_(self) -> tuple[NDArray[Any], ...] | None:
+        """Mean centroid and covariance of the training images' ink."""
+        return self.aligner_.moments
+
+    @property
+    def proposer_(self) -> Any:
+        """The network that proposes starting poses."""
+        return self.aligner_.models.proposer
+
+    @property
+    def density_(self) -> nn.Module | None:
+        """The density of the moments of canonical images."""
+        return self.aligner_.models.density
+
+    @property
+    def critic_(self) -> nn.Module | None:
+        """The trained critic."""
+        return self.aligner_.models.critic
+
+    @property
+    def temperature_(self) -> float:
+        """Temperature of the hypotheses' weights, in nats."""
+        return self.aligner_.models.temperature
+
+    @property
+    def pose_spread_(self) -> dict[str, float]:
+        """Per parameter, the standard deviation of the training images' own poses."""
+        return dict(self.aligner_.models.pose_spread)
+
+    @property
+    def min_gain_(self) -> float | None:
+        """What ``min_gain="auto"`` stands for."""
+        return self.aligner_.models.min_gain
+
     # ------------------------------------------------------------------ fitting
     @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -402,23 +371,20 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         self._check_parameters()
         task, interrupt = Task.of_fit(self, int(self.max_epochs) + 1, X, y), None
         with unchanged_on_error(self):
-            plan = self._plan(X, goes_on=self.warm_start and hasattr(self, "module_"))
-            # What callbacks see of an epoch has no gate yet.
-            epochs = _Epochs(
-                task,
-                lambda trained: {**self._attributes(plan, trained), "min_gain_": 0.0},
-                remembers=bool(self.warm_start),
+            setup = self._setup(X, goes_on=self.warm_start and hasattr(self, "aligner_"))
+            observer = learning.EpochObserver(
+                task, lambda trained: self._seen_by_callbacks(setup, trained), remembers=bool(self.warm_start)
             )
             try:
-                trained = self._trained(plan, epochs)
-                self._become(plan, trained)
-                learning = task.subtask("learn-search").begin()
-                self._learn_search(plan, trained)
-                learning.end()
+                trained = self._train(setup, observer)
+                self._set_fitted(setup, trained)
+                task_of_search = task.subtask("learn-search").begin()
+                self._learn_search_models(setup, trained)
+                task_of_search.end()
             except KeyboardInterrupt as error:
-                if epochs.last is None:
+                if observer.last is None:
                     raise
-                self._become(plan, epochs.last)
+                self._set_fitted(setup, observer.last)
                 interrupt = error
         if interrupt is not None:
             raise interrupt
@@ -468,158 +434,135 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
                 "with warm_start=True."
             )
         with unchanged_on_error(self):
-            plan = self._plan(X, goes_on=hasattr(self, "module_"))
-            moments = getattr(self, "moments_", None)
-            self._become(plan, self._trained(plan))
-            self.moments_ = self.moments_ if moments is None else moments
+            setup = self._setup(X, goes_on=hasattr(self, "aligner_"))
+            moments = self.moments_ if setup.checkpoint is not None else None
+            self._set_fitted(setup, self._train(setup))
+            if moments is not None:
+                self.aligner_ = replace(self.aligner_, moments=moments)
         return self
 
-    def _plan(self, X: ArrayLike, *, goes_on: bool) -> _Plan:
+    def _setup(self, X: ArrayLike, *, goes_on: bool) -> learning.TrainingSetup:
         """Return what to train on X: the fitted model if it goes on, else a new one."""
-        device = resolve_device(self.device)
+        device, parameters = resolve_device(self.device), self._model_parameters()
         if goes_on:
             rows, _ = check_rows(self, X, image_shape=self.image_shape_)
-            self._check_goes_on()
-            image_format, recipe, likelihood_recipe = self.image_format_, self._recipe, self._likelihood_recipe
-            weights = persistence.to_arrays(self.module_), persistence.to_arrays(self.likelihood_)
-            start = training.Start(*weights, getattr(self, "_adam", None), self.n_iter_)
+            aligner = self.aligner_
+            self._check_goes_on(parameters)
+            image_format, vae_recipe, likelihood_recipe = (
+                aligner.image_format,
+                aligner.vae.recipe,
+                aligner.likelihood.recipe,
+            )
+            weights = to_arrays(aligner.vae.module), to_arrays(aligner.likelihood.module)
+            checkpoint = learning.Checkpoint(*weights, getattr(self, "_adam", None), self.n_iter_)
+            history = tuple(self.history_[: self.n_iter_])
         else:
             rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
             image_format = ImageFormat.learn(
                 rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=self.rescale
             )
-            recipe, likelihood_recipe = (
-                self._module_recipe(image_format),
-                self._likelihood_recipe_for(image_format, rows),
-            )
-            start = None
-        images = self._training_images(image_format, persistence.build(likelihood_recipe), rows, device)
-        return _Plan(rows, images, image_format, recipe, likelihood_recipe, start)
+            vae_recipe = parameters.vae_recipe(image_format)
+            likelihood_recipe = parameters.likelihood_recipe(image_format, rows)
+            checkpoint, history = None, ()
+        images = learning.training_images(
+            image_format, build(likelihood_recipe), rows, device, rescale=bool(self.rescale)
+        )
+        return learning.TrainingSetup(rows, images, image_format, vae_recipe, likelihood_recipe, checkpoint, history)
 
-    def _check_goes_on(self) -> None:
+    def _model_parameters(self) -> ModelParameters:
+        return ModelParameters(self.module, self.latent_size, self.hidden_layer_sizes, self.likelihood)
+
+    def _check_goes_on(self, parameters: ModelParameters) -> None:
         """Raise if the parameters that are set now describe another model than the one that is to go on."""
-        image_format, then = self.image_format_, self._recipe
-        shape = self.image_shape_
+        aligner, shape = self.aligner_, self.image_shape_
         if self.image_shape is not None:
             shape = resolve_image_shape(self.image_shape, self.n_features_in_)
-        now = self._module_recipe(replace(image_format, image_shape=shape, pad=int(self.pad)))
-        settings = {
-            "image_shape": (self.image_shape_[:2], shape[:2]),
-            "pad": (image_format.pad, int(self.pad)),
-            "padding": (image_format.padding, self.padding),
-        }
-        if _kind(then["module"]) != _kind(now["module"]):
-            settings["module"] = _name(then["module"]), _name(now["module"])
-        for name in ("latent_size", "hidden_layer_sizes"):
-            if name in then["arguments"] and name in now["arguments"]:
-                settings[name] = then["arguments"][name], now["arguments"][name]
-        if self.likelihood != "auto":
-            likelihoods = [
-                recipe["module"]
-                for recipe in (self._likelihood_recipe, self._likelihood_recipe_for(image_format, np.empty(0)))
-            ]
-            if _kind(likelihoods[0]) != _kind(likelihoods[1]):
-                settings["likelihood"] = _name(likelihoods[0]), _name(likelihoods[1])
-        changed = [f"{name}={new} (was {old})" for name, (old, new) in settings.items() if old != new]
-        if changed:
-            raise ValueError(
-                f"The model cannot go on with its weights, which belong to other settings than {', '.join(changed)}. "
-                f"Set them back, or fit a new model by `fit` with warm_start=False."
-            )
+        now = replace(aligner.image_format, image_shape=shape, pad=int(self.pad), padding=self.padding)
+        check_same_model((aligner.vae.recipe, aligner.likelihood.recipe, aligner.image_format), parameters, now)
 
-    def _attributes(self, plan: _Plan, trained: training.Trained) -> dict[str, Any]:
-        """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
-        device = plan.images.device
-        module = persistence.rebuild(plan.recipe, trained.vae, device)
-        earlier = [] if plan.start is None else self.history_[: plan.start.n_epochs]
-        history = [*earlier, *({**epoch, "epoch": epoch["epoch"] + len(earlier)} for epoch in trained.history)]
-        return {
-            "module_": module,
-            "_fused": fused(module),
-            "likelihood_": persistence.rebuild(plan.likelihood_recipe, trained.likelihood, device),
-            "image_format_": plan.image_format,
-            "image_shape_": plan.image_format.image_shape,
-            "history_": history,
-            "n_iter_": len(history),
-            # Copies: a memory may hand out memory maps of its files.
-            "moments_": tuple(map(np.array, trained.moments)),
-            "_recipe": plan.recipe,
-            "_likelihood_recipe": plan.likelihood_recipe,
-            "_adam": trained.adam,
-            **_unlearned(),
-        }
-
-    def _become(self, plan: _Plan, trained: training.Trained) -> None:
-        self.__dict__.update(self._attributes(plan, trained))
-        self.__dict__.pop("alpha_", None)  # of an earlier fit
-
-    def _learn_search(self, plan: _Plan, trained: training.Trained) -> None:
-        """Learn what helps the search from the training images, now that the weights are final."""
-        images, generator = plan.images, torch.Generator()
-        generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
-        if self.align_training:
-            images = self._some_canonical_images(plan.rows, images, generator)
-        self._learn_to_choose(images, generator)
-        if self.align_training:
-            self.alpha_ = self._align(plan.rows, min_gain=0.0).alpha
-
-    def _trained(self, plan: _Plan, epochs: _Epochs | None = None) -> training.Trained:
+    def _train(self, setup: learning.TrainingSetup, observer: learning.EpochObserver | None = None) -> learning.Trained:
         """Train a VAE, or find what was trained before from equal images by equal settings.
 
-        Without `epochs` to be told of this is a part of a training whose end is not known.
+        Without an observer this is a part of a training whose end is not known.
         """
-        in_part = epochs is None
+        in_part, n_images = observer is None, len(setup.rows)
         pose_search = None
         if self.align_training:
-            scale = self._frame_scale(plan.image_format)
-            self._warn_if_poses_mean_little(plan.images, scale)
-            pose_search = training.PoseSearch(self._family, scale, int(self.n_restarts))
-        job = training.Job(
-            rows=np.ascontiguousarray(plan.rows),  # strides have no part in what is remembered
-            image_format=plan.image_format,
-            recipe={**plan.recipe, "module": persistence.pack(plan.recipe["module"])},
-            likelihood_recipe={
-                **plan.likelihood_recipe,
-                "module": persistence.pack(plan.likelihood_recipe["module"]),
-            },
-            latent_size=int(self.latent_size),
-            max_epochs=1 if in_part else int(self.max_epochs),
-            batch_size=self._batch_size_for(len(plan.rows)),
-            lr=float(self.lr),
-            weight_decay=float(self.weight_decay),
-            patience=int(self.n_iter_no_change) if self.early_stopping and not in_part else None,
+            scale = setup.image_format.frame_prior(self._family, prior_scale(self.alpha_prior, self._family))
+            learning.warn_if_poses_mean_little(setup.images, self._family, scale, self._batch_size_for(n_images))
+            pose_search = learning.PoseSearch(self._family, scale, int(self.n_restarts))
+        config = learning.TrainingConfig(
+            rows=np.ascontiguousarray(setup.rows),  # strides have no part in what is remembered
+            image_format=setup.image_format,
+            vae_recipe=learning.packed(setup.vae_recipe),
+            likelihood_recipe=learning.packed(setup.likelihood_recipe),
+            settings=VAESettings(
+                latent_size=int(self.latent_size),
+                max_epochs=1 if in_part else int(self.max_epochs),
+                batch_size=self._batch_size_for(n_images),
+                lr=float(self.lr),
+                weight_decay=float(self.weight_decay),
+                patience=int(self.n_iter_no_change) if self.early_stopping and not in_part else None,
+            ),
             validation_fraction=None if in_part else self.validation_fraction or (0.1 if self.early_stopping else None),
             pose_search=pose_search,
-            start=plan.start,
+            checkpoint=setup.checkpoint,
             in_part=in_part,
             seed=seed_from(self.random_state),
-            device=str(plan.images.device),
+            device=str(setup.images.device),
             versions=(__version__, torch.__version__),
         )
-        run: Callable[..., training.Trained] = training.run
+        run: Callable[..., learning.Trained] = learning.run
         memory = check_memory(self.memory)
         told = self.callbacks or getattr(self, "_skl_callbacks", None)
         if not in_part and not told and isinstance(self.random_state, Integral):
-            run = memory.cache(run, ignore=["images", "callbacks", "verbose", "watch"])
-        return run(job, plan.images, self.callbacks or [], self.verbose, epochs)
+            run = memory.cache(run, ignore=["images", "callbacks", "verbose", "observer"])
+        return run(config, setup.images, self.callbacks or [], self.verbose, observer)
 
-    def _training_images(
-        self, image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device
-    ) -> Tensor:
-        """Return the training images as the model sees them; without rescaling they must fit the likelihood."""
-        low, high = likelihood.support  # type: ignore[misc]
-        if not self.rescale and not low <= float(rows.min()) <= float(rows.max()) <= high:
-            raise ValueError(
-                f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {rows.min():g} to "
-                f"{rows.max():g}. Use rescale=True or likelihood='gaussian'."
-            )
-        images = torch.empty(len(rows), *image_format.frame_shape, device=device)
-        for chunk in image_format.chunks(len(rows)):
-            images[chunk] = image_format.to_model(rows[chunk], (low, high), device)
-        return images
+    def _attributes(self, setup: learning.TrainingSetup, trained: learning.Trained) -> dict[str, Any]:
+        """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
+        history = learning.whole_history(setup, trained)
+        aligner = learning.trained_aligner(setup, trained, self._pose_settings(), self._search_settings())
+        return {"aligner_": aligner, "history_": history, "n_iter_": len(history), "_adam": trained.adam}
+
+    def _seen_by_callbacks(self, setup: learning.TrainingSetup, trained: learning.Trained) -> dict[str, Any]:
+        """Return the attributes as if `fit` ended now, with a gate that is open: none has been learned yet."""
+        attributes = self._attributes(setup, trained)
+        return {**attributes, "aligner_": replace(attributes["aligner_"], models=SearchModels(min_gain=0.0))}
+
+    def _set_fitted(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
+        vars(self).update(self._attributes(setup, trained))
+        vars(self).pop("alpha_", None)  # of an earlier fit
+
+    def _learn_search_models(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
+        """Learn what helps the search from the training images, now that the weights are final."""
+        images, generator = setup.images, torch.Generator()
+        generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
+        if self.align_training:
+            images = learning.some_canonical_images(self.aligner_, setup, generator, self.verbose)
+        self.aligner_ = learning.with_search_models(self.aligner_, images, self._wanted(), generator, self.verbose)
+        self.aligner_.gate()
+        if self.align_training:
+            self.alpha_ = learning.without_gate(self.aligner_).align(setup.rows, verbose=self.verbose).alpha
+
+    def _wanted(self) -> Wanted:
+        return Wanted(bool(self.learned_starts), bool(self.critic), 2 * self.max_epochs)
+
+    def _pose_settings(self) -> PoseSettings:
+        scale = prior_scale(self.alpha_prior, self._family)
+        return PoseSettings(self._family, scale, bool(self.learned_starts), bool(self.critic))
+
+    def _search_settings(self) -> SearchSettings:
+        min_gain = None if isinstance(self.min_gain, str) else float(self.min_gain)
+        return SearchSettings(self.n_restarts, self.n_refine, self.max_iter, float(self.tol), min_gain)
+
+    def _aligner(self) -> Aligner:
+        """Return what was learned with the settings of now, which may have been set after `fit`."""
+        check_is_fitted(self)
+        return replace(self.aligner_, pose=self._pose_settings(), search=self._search_settings())
 
     def _batch_size_for(self, n_images: int) -> int:
-        return training.batch_size_for(n_images) if isinstance(self.batch_size, str) else int(self.batch_size)
+        return learning.batch_size_for(n_images) if isinstance(self.batch_size, str) else int(self.batch_size)
 
     def _check_parameters(self) -> None:
         for name in ("latent_size", "max_epochs", "n_iter_no_change"):
@@ -657,98 +600,6 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         check_number("tol", self.tol)
         if self.min_gain != "auto":
             check_number("min_gain", self.min_gain)
-
-    def _likelihood_recipe_for(self, image_format: ImageFormat, rows: NDArray[Any]) -> dict[str, Any]:
-        likelihood: Any = self.likelihood
-        if isinstance(likelihood, nn.Module):
-            check_likelihood(likelihood)
-            return {"module": copy.deepcopy(likelihood), "arguments": {}}
-        if likelihood == "auto":
-            every = max(1, len(rows) // IMAGES_PER_CHUNK)
-            some = image_format.to_model(rows[::every], (-np.inf, np.inf), torch.device("cpu"))
-            likelihood = likelihood_for(some)
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"likelihood must be 'auto', one of {sorted(LIKELIHOODS)} or a module, got {likelihood!r}."
-            )
-        return {"module": LIKELIHOODS[likelihood], "arguments": {}}
-
-    def _module_recipe(self, image_format: ImageFormat) -> dict[str, Any]:
-        module: Any = self.module
-        arguments = {"image_shape": image_format.frame_shape, "latent_size": int(self.latent_size)}
-        if isinstance(module, str):
-            if module not in MODULES:
-                raise ValueError(f"module must be one of {sorted(MODULES)} or a torch.nn.Module, got {module!r}.")
-            if module == "mlp":
-                arguments["hidden_layer_sizes"] = tuple(self.hidden_layer_sizes)
-            module = MODULES[module]
-        check_methods(module)
-        if isinstance(module, nn.Module):
-            module = copy.deepcopy(module)  # later changes of the caller's instance are not this model's
-        return {"module": module, "arguments": arguments}
-
-    def _warn_if_poses_mean_little(self, images: Tensor, scale: tuple[float, ...]) -> None:
-        """Warn of training images from which no common pose can be learned."""
-        if not _is_free(self._family, scale):
-            what = f"no parameter of the family {self.family!r} is free, so that every pose stays 0"
-        elif bool(is_constant(images).all()):
-            what = f"all {len(images)} training images are constant and have no pose: every pose stays 0"
-        elif bool((images == images[:1]).all()):
-            what = f"all {len(images)} training images are alike: any pose is as good as another"
-        elif len(images) < (batch_size := self._batch_size_for(len(images))):
-            what = (
-                f"{len(images)} training images are fewer than batch_size={batch_size}: the weights take one step "
-                f"per epoch, too few to find a common pose. Give more images or lower batch_size"
-            )
-        else:
-            return
-        warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
-
-    def _some_canonical_images(self, rows: NDArray[Any], images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return as many training images in the common pose as something can be learned from."""
-        some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
-        alpha = self._align(rows[some.numpy()], min_gain=0.0).alpha
-        chunks = self.image_format_.chunks(len(alpha))
-        pose = torch.cat([self._pose_to_model(alpha[chunk]) for chunk in chunks])
-        return canonical_images(self._model(), images[some.to(images.device)], pose)
-
-    def _learn_to_choose(self, images: Tensor, generator: torch.Generator) -> None:
-        """Learn what helps to choose between hypotheses, and the gate, from training images."""
-        model, parameters = self._model(), parameters_of(self._family)
-        if not _is_free(self._family, model.scale):
-            self.min_gain_ = 0.0  # nothing is free to move
-        else:
-            choice = learn_to_choose(
-                model,
-                images,
-                self._typical_moments(),
-                with_proposer=self.learned_starts,
-                with_critic=self.critic,
-                search=Search(self.n_restarts, self.n_refine, self.max_iter, self.tol),
-                max_epochs=2 * self.max_epochs,
-                generator=generator,
-                verbose=self.verbose,
-            )
-            if choice is not None:
-                self.proposer_ = choice.proposer and persistence.freeze(choice.proposer, images.device)
-                self.density_ = choice.density and persistence.freeze(choice.density, images.device)
-                self.critic_ = choice.critic and persistence.freeze(choice.critic, images.device)
-                self.temperature_, self.min_gain_ = choice.temperature, choice.gate
-                spread = choice.spread.cpu().numpy() * self.image_format_.frame_units(parameters)
-                self.pose_spread_ = dict(zip(parameters, spread.tolist(), strict=True))
-        self._gate()
-
-    def _gate(self) -> float:
-        """Return the gain that an image has to exceed: what was learned, or what is set now."""
-        if self.min_gain != "auto":
-            return float(self.min_gain)
-        if self.min_gain_ is None:
-            raise ValueError(
-                "min_gain='auto' is learned from at least 100 images in the canonical pose that are not constant, but "
-                "there were fewer, or the weights have changed since. Give more of them (to `from_vae` as X), `fit` "
-                "with warm_start=True, or say min_gain in nats."
-            )
-        return self.min_gain_
 
     @classmethod
     def from_vae(
@@ -820,24 +671,34 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         vae = copy.deepcopy(module).eval().float()
         estimator.latent_size = check_shapes(vae, image_format.frame_shape)
         estimator._check_parameters()
-        device = resolve_device(estimator.device)
-        estimator._recipe = estimator._module_recipe(image_format)
-        estimator._likelihood_recipe = estimator._likelihood_recipe_for(image_format, np.zeros((1, math.prod(shape))))
-        estimator.module_ = persistence.freeze(vae, device)
-        estimator._fused = fused(estimator.module_)
-        estimator.likelihood_ = persistence.freeze(persistence.build(estimator._likelihood_recipe), device)
-        estimator.image_format_, estimator.image_shape_ = image_format, shape
+        device, recipes = resolve_device(estimator.device), estimator._model_parameters()
+        likelihood_recipe = recipes.likelihood_recipe(image_format, np.zeros((1, math.prod(shape))))
+        estimator.aligner_ = Aligner(
+            vae=Network(recipes.vae_recipe(image_format), freeze(vae, device)),
+            likelihood=Network(likelihood_recipe, freeze(build(likelihood_recipe), device)),
+            image_format=image_format,
+            moments=None,
+            models=SearchModels(),
+            pose=estimator._pose_settings(),
+            search=estimator._search_settings(),
+        )
         estimator.n_features_in_ = math.prod(shape)
-        estimator.history_, estimator.n_iter_, estimator.moments_ = [], 0, None
-        estimator.__dict__.update(_unlearned())
+        estimator.history_, estimator.n_iter_ = [], 0
         if X is not None:
-            rows = estimator._rows(X)
-            images = estimator._training_images(image_format, estimator.likelihood_, rows, device)
-            typical = mean_moments(images, image_format.model_background(device))
-            estimator.moments_ = tuple(moment.cpu().numpy() for moment in typical)
-            estimator._learn_to_choose(images, torch.Generator().manual_seed(seed_from(estimator.random_state)))
-        estimator._gate()
+            estimator._learn_from_upright(X)
+        estimator.aligner_.gate()
         return estimator
+
+    def _learn_from_upright(self, X: ArrayLike) -> None:
+        """Learn moments and search models of a model that was trained elsewhere."""
+        rows, aligner = self._rows(X), self.aligner_
+        images = learning.training_images(
+            aligner.image_format, self.likelihood_, rows, aligner.device, rescale=bool(self.rescale)
+        )
+        typical = mean_moments(images, aligner.image_format.model_background(aligner.device))
+        aligner = replace(aligner, moments=tuple(moment.cpu().numpy() for moment in typical))
+        generator = torch.Generator().manual_seed(seed_from(self.random_state))
+        self.aligner_ = learning.with_search_models(aligner, images, self._wanted(), generator, self.verbose)
 
     # ------------------------------------------------------------------ alignment
     def align(self, X: ArrayLike) -> AlignmentResult:
@@ -863,7 +724,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         ----------
         Bidart & Wong (2019), equation 2.
         """
-        return self._align(self._rows(X), certainty=True)
+        rows = self._rows(X)
+        return self._aligner().align(rows, certainty=True, verbose=self.verbose)
 
     def transform(self, X: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the canonical images, with alpha appended.
@@ -886,18 +748,12 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         ValueError
             If `out` has another shape, or holds no floating-point numbers.
         """
-        rows = self._rows(X)
-        return self._transformed(rows, out)
+        return self._transformed(self._rows(X), out)
 
     def _transformed(self, rows: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        out = check_out(out, (len(rows), rows.shape[1] + len(parameters_of(self._family))), rows.dtype)
-        n_features, n_missed = rows.shape[1], 0
-        # A chunk at a time to its end: nothing is kept of an image but its row.
-        for chunk, found in self._aligned_chunks(rows):
-            out[chunk, n_features:] = found.alpha
-            out[chunk, :n_features] = self.image_format_.warp_rows(rows[chunk], found.alpha, self._family)
-            n_missed += int((~found.converged).sum())
-        self._warn_unconverged(n_missed, len(rows))
+        aligner = self._aligner()
+        out = check_out(out, (len(rows), rows.shape[1] + len(aligner.parameters)), rows.dtype)
+        aligner.transform(rows, out, verbose=self.verbose)
         return out
 
     def transform_hypotheses(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -916,11 +772,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             Probabilities of the hypotheses; 0 where one repeats another.
         """
         rows = self._rows(X)
-        found = self._align(rows)
-        images = np.empty((*found.hypotheses.shape[:2], rows.shape[1]), dtype=found.hypotheses.dtype)
-        for j in range(images.shape[1]):
-            images[:, j] = self._warp(rows, np.ascontiguousarray(found.hypotheses[:, j]))
-        return images, found.hypothesis_weight
+        return self._aligner().transform_hypotheses(rows, verbose=self.verbose)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """Turn canonical images back into the pose that they came in.
@@ -959,27 +811,21 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         alpha : ndarray of shape (n_samples, n_params)
             The poses, in the units of `transform`.
         """
-        rows = self._rows(X)
-        generator = torch.Generator().manual_seed(
-            seed_from(self.random_state if random_state is None else random_state)
-        )
-        parameters = parameters_of(self._family)
-        pose = random_poses(len(rows), self._family, self._frame_scale(self.image_format_), generator).numpy()
-        alpha = pose * self.image_format_.frame_units(parameters)
-        alpha = alpha.astype(np.float64 if rows.dtype == np.float64 else np.float32)
+        return self._perturbed(self._rows(X), random_state)
+
+    def _perturbed(self, rows: NDArray[Any], random_state: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        aligner = self._aligner()
+        seed = seed_from(self.random_state if random_state is None else random_state)
+        generator = torch.Generator().manual_seed(seed)
+        pose = random_poses(len(rows), self._family, aligner.frame_prior, generator).numpy()
+        alpha = pose * aligner.image_format.frame_to_image_scale(aligner.parameters)
+        alpha = alpha.astype(floats_like(rows.dtype))
         return self._posed(rows, alpha), alpha
 
     def _posed(self, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Bring canonical rows into a pose; raise where that leaves numbers that are none."""
         with np.errstate(over="ignore"):
-            return check_images_are_numbers(self._warp(rows, alpha, inverse=True), "X")
-
-    def _warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
-        parts = [
-            self.image_format_.warp_rows(rows[chunk], alpha[chunk], self._family, inverse=inverse)
-            for chunk in self.image_format_.chunks(len(rows))
-        ]
-        return np.concatenate(parts)
+            return check_images_are_numbers(self._aligner().warp(rows, alpha, inverse=True), "X")
 
     def _split(self, X: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split rows into their first columns and the pose behind them."""
@@ -1002,147 +848,10 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             self.image_format_.warn_of_other_units(rows)
         return rows
 
-    def _device(self) -> torch.device:
-        """Return where the weights are: a model may have been loaded on another device than it was fitted on."""
-        return next((t.device for t in self.module_.state_dict().values()), torch.device("cpu"))
-
-    def _to_model(self, rows: NDArray[Any]) -> Tensor:
-        return self.image_format_.to_model(rows, self.likelihood_.support, self._device())
-
-    def _pose_to_model(self, alpha: NDArray[Any]) -> Tensor:
-        return self.image_format_.pose_to_model(alpha, self._family, self._device())
-
-    def _in_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> NDArray[Any]:
-        size = block_size(torch.empty(1, *self.image_format_.frame_shape, device=self._device()), self.module_)
-        return in_blocks(function, size, *rows).cpu().numpy()
-
-    def _model(self) -> AVAE:
-        scale = self._frame_scale(self.image_format_)
-        proposer = self._proposer_for(scale)
-        return AVAE(
-            self._fused,
-            self.likelihood_,
-            self._family,
-            self.image_format_.model_background(self._device()),
-            scale=scale,
-            padding=self.image_format_.padding,
-            critic=self.critic_ if self.critic else None,
-            density=self.density_ if self.critic else None,
-            metric=None if proposer is None else proposer.metric,
-        )
-
-    def _proposer_for(self, scale: tuple[float, ...]) -> Any:
-        """Return the proposer, if it is wanted and knows the family and the prior that are set now."""
-        wanted = self.learned_starts and self.proposer_ is not None and self.proposer_.knows(self._family, scale)
-        return self.proposer_ if wanted else None
-
-    def _frame_scale(self, image_format: ImageFormat) -> tuple[float, ...]:
-        """Return the prior's standard deviations in units of the frame."""
-        parameters = parameters_of(self._family)
-        scale = np.array(prior_scale(self.alpha_prior, self._family))
-        height, width = image_format.image_shape[:2]
-        if height == 1 or width == 1:
-            # An image of one row has no angle, shear or vertical side to speak of.
-            free = {"log_scale", "log_scale_x", "tx"} if height == 1 else {"log_scale", "log_scale_y", "ty"}
-            scale[[name not in {*free, REFLECTED} for name in parameters]] = 0.0
-        return tuple((scale / image_format.frame_units(parameters)).tolist())
-
     @property
     def _family(self) -> str:
         """The family in full: with its mirrored images, where they are allowed."""
         return with_reflection(self.family) if self.allow_reflection else self.family
-
-    def _align(self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None) -> AlignmentResult:
-        found = [part for _, part in self._aligned_chunks(rows, certainty=certainty, min_gain=min_gain)]
-        parts = [part.arrays() for part in found]
-        arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        result = replace(found[0], **arrays)
-        self._warn_unconverged(int((~result.converged).sum()), len(rows))
-        return result
-
-    def _aligned_chunks(
-        self, rows: NDArray[Any], *, certainty: bool = False, min_gain: float | None = None
-    ) -> Iterator[tuple[slice, AlignmentResult]]:
-        """Align rows a chunk at a time; yield where each chunk is, and its result in the input's units."""
-        model = self._model()
-        starts = Starts(self._typical_moments(), self._proposer_for(model.scale))
-        # Not `disable`: even a bar that is not shown starts a thread.
-        bar = tqdm(total=len(rows), desc="Aligning", unit="image") if self.verbose > 0 else nullcontext()
-        with bar as progress:
-            for chunk in self.image_format_.chunks(len(rows), times_at_once(self._device())):
-                images = self._to_model(rows[chunk])
-                result = align(
-                    model,
-                    images,
-                    starts.of(model, images, self.n_restarts),
-                    n_refine=self.n_refine,
-                    max_iter=self.max_iter,
-                    tol=float(self.tol),
-                    min_gain=self._gate() if min_gain is None else min_gain,
-                    temperature=self.temperature_,
-                    movable=~is_constant(self.image_format_.crop(images)),
-                )
-                if certainty:
-                    deviation = pose_deviation(model, images, result.alpha)
-                    result = replace(result, alpha_std=deviation)
-                arrays = {name: tensor.cpu().numpy() for name, tensor in result.arrays().items()}
-                yield chunk, self._in_input_units(arrays, rows.dtype)
-                if progress is not None:
-                    progress.update(len(images))
-
-    def _typical_moments(self) -> Moments | None:
-        if self.moments_ is None:
-            return None
-        return Moments(*(to_tensor(moment, self._device()) for moment in self.moments_))
-
-    def _warn_unconverged(self, n_missed: int, n_images: int) -> None:
-        if n_missed and self.max_iter:
-            warnings.warn(
-                f"The poses of {n_missed} of {n_images} images stopped at max_iter={self.max_iter} before "
-                f"they converged to tol={self.tol:g} nats. Raise max_iter or tol if that is too coarse.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-
-    def _in_input_units(self, arrays: dict[str, NDArray[Any]], dtype: np.dtype[Any]) -> AlignmentResult:
-        """Give poses the units of the image (not of the padded frame), ELBOs and floats those of the input."""
-        parameters = parameters_of(self._family)
-        for name in ("alpha", "hypotheses", "alpha_std"):
-            if name in arrays:
-                arrays[name] = arrays[name] * self.image_format_.frame_units(parameters)
-        if "alpha_std" in arrays:
-            spread = np.array([self.pose_spread_.get(name, 0.0) for name in parameters])
-            free = arrays["alpha_std"] > 0
-            arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
-        for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
-            arrays[name] = arrays[name] + self._log_jacobian()
-        arrays["matrix"] = self.image_format_.matrix(arrays["alpha"], self._family)
-        precision = np.float64 if dtype == np.float64 else np.float32
-        arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-        return AlignmentResult(
-            **arrays, parameters=parameters, image_shape=(self.image_shape_[0], self.image_shape_[1])
-        )
-
-    def _log_jacobian(self) -> float:
-        """Return what turns a density of scaled pixels into one of the input's, in nats per image."""
-        if not self.likelihood_.is_density:
-            return 0.0
-        return -math.prod(self.image_format_.frame_shape) * math.log(abs(self.image_format_.scale))
-
-    def _screened(self, row: NDArray[Any]) -> NDArray[Any]:
-        """Return the starting poses at which one image, of shape (1, n_features), is tried: (n_tried, n_params)."""
-        model, image = self._model(), self._to_model(row)
-        starts = Starts(self._typical_moments(), self._proposer_for(model.scale)).of(model, image, self.n_restarts)
-        tried = screen_in_turn(model, image, starts)[0] > -math.inf
-        return starts.alpha[0, tried].cpu().numpy() * self.image_format_.frame_units(parameters_of(self._family))
-
-    def _elbo_at(self, row: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-        """Return the ELBO of one image, of shape (1, n_features), at poses of shape (n, n_params), in nats."""
-        model, image = self._model(), self._to_model(row)
-        elbo = self._in_blocks(
-            lambda pose: model.elbo(image.expand(len(pose), -1, -1, -1), pose), self._pose_to_model(alpha)
-        )
-        return elbo + self._log_jacobian()
 
     # ------------------------------------------------------------------ scores
     def score_samples(self, X: ArrayLike) -> NDArray[Any]:
@@ -1176,16 +885,10 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         loss : ndarray of shape (n_samples,)
             In nats per image.
         """
-        rows = self._rows(X)
+        rows, aligner = self._rows(X), self._aligner()
         if check_flag("align", align):
-            return -self._align(rows).elbo
-        model = self._model()
-        parts = [
-            self._in_blocks(model.elbo, self._to_model(rows[chunk])) for chunk in self.image_format_.chunks(len(rows))
-        ]
-        precision = np.float64 if rows.dtype == np.float64 else np.float32
-        elbo = np.concatenate(parts) + self._log_jacobian()
-        return np.negative(elbo, dtype=precision)
+            return -aligner.align(rows, verbose=self.verbose).elbo
+        return np.negative(aligner.elbo(rows), dtype=floats_like(rows.dtype))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean ELBO at each image's best pose: minus the negative-ELBO loss.
@@ -1220,17 +923,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             What `decode` takes.
         """
         rows = self._rows(X)
-        alpha = self._align(rows).alpha
-        model = self._model()
-
-        def posterior_mean(images: Tensor, pose: Tensor) -> Tensor:
-            return model.encode(images, model.matrix(pose, images))[0]
-
-        means = [
-            self._in_blocks(posterior_mean, self._to_model(rows[chunk]), self._pose_to_model(alpha[chunk]))
-            for chunk in self.image_format_.chunks(len(rows))
-        ]
-        return np.hstack([np.concatenate(means).astype(alpha.dtype), alpha])
+        return np.hstack(self._aligner().encode(rows, verbose=self.verbose))
 
     def decode(self, Z: ArrayLike) -> NDArray[Any]:
         """Return the expected images of latent variables and poses.
@@ -1246,20 +939,10 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
             Pixels in the pose alpha, in the input's units.
         """
         check_is_fitted(self)
-        latent, alpha = self._split(Z, "Z", self._recipe["arguments"]["latent_size"], "latent_size")
-        model, image_format = self._model(), self.image_format_
-
-        def expected_image(z: Tensor, pose: Tensor) -> Tensor:
-            _, height, width = image_format.frame_shape
-            matrix = to_matrix(pose, self._family, aspect=width / height)
-            return self.likelihood_.mean(model.decode(z, matrix))  # type: ignore[operator]
-
-        parts = []
-        for chunk in self.image_format_.chunks(len(latent)):
-            z = to_tensor(latent[chunk], self._device())
-            images = self._in_blocks(expected_image, z, self._pose_to_model(alpha[chunk]))
-            parts.append(image_format.to_rows(image_format.from_model(torch.from_numpy(images))))
-        return check_images_are_numbers(np.concatenate(parts).astype(latent.dtype, copy=False), "Z")
+        aligner = self._aligner()
+        latent, alpha = self._split(Z, "Z", aligner.latent_size, "latent_size")
+        images = aligner.decode(latent, alpha).astype(latent.dtype, copy=False)
+        return check_images_are_numbers(images, "Z")
 
     def reconstruct(self, X: ArrayLike) -> NDArray[Any]:
         """Return what the model makes of images: encoded in the canonical pose, decoded, brought back.
@@ -1273,7 +956,9 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         X_reconstructed : ndarray of shape (n_samples, n_features)
             In the pose and the units of X.
         """
-        return self.decode(self.encode(X))
+        rows, aligner = self._rows(X), self._aligner()
+        latent, alpha = aligner.encode(rows, verbose=self.verbose)
+        return check_images_are_numbers(aligner.decode(latent, alpha).astype(latent.dtype, copy=False), "X")
 
     def sample(self, n_samples: int = 1) -> NDArray[Any]:
         """Draw new images in the canonical pose.
@@ -1292,7 +977,7 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         self._check_search()
         check_count("n_samples", n_samples)
         random = np.random.default_rng(seed_from(self.random_state))
-        latent = random.standard_normal((n_samples, self._recipe["arguments"]["latent_size"]), dtype=np.float32)
+        latent = random.standard_normal((n_samples, self.aligner_.latent_size), dtype=np.float32)
         alpha = np.zeros((n_samples, len(parameters_of(self._family))), dtype=np.float32)
         return self.decode(np.hstack([latent, alpha]))
 
@@ -1325,101 +1010,19 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         state["_sk_avae_version"] = __version__
         if isinstance(self.device, torch.device):
             state["device"] = str(self.device)
-        if "module_" in state:
-            state["_device"] = str(self._device())
-            del state["_fused"]
-            for name in NETWORKS:
-                state[name] = None if state[name] is None else persistence.to_arrays(state[name])
-            if self.proposer_ is not None:
-                state["proposer_"] = state["proposer_"], self.proposer_.family
-            state["image_format_"] = asdict(self.image_format_)
-            for name, registered in RECIPES.items():
-                state[name] = {**state[name], "module": persistence.pack(state[name]["module"], registered)}
+        if "aligner_" in state:
+            state |= to_state(state.pop("aligner_"))
         for name in ("module", "likelihood"):
-            state[name] = persistence.pack(state[name])
+            state[name] = pack(state[name])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        persistence.warn_on_version(state.pop("_sk_avae_version", None), __version__, type(self).__name__)
+        warn_on_version(state.pop("_sk_avae_version", None), type(self).__name__)
         for name in ("module", "likelihood"):
-            state[name] = persistence.unpack(state[name])
-        if "module_" in state:
-            device = persistence.available_device(state.pop("_device"))
-            if isinstance(state["image_format_"], dict):
-                state["image_format_"] = ImageFormat(**state["image_format_"])
-            for name, registered in RECIPES.items():
-                state[name] = {**state[name], "module": persistence.unpack(state[name]["module"], registered)}
-            recipes = recipes_of(state, state["image_format_"].frame_shape)
-            if state.get("proposer_") is not None:
-                state["proposer_"], _ = state["proposer_"]
-            for name in NETWORKS:
-                arrays = state.get(name)
-                state[name] = None if arrays is None else persistence.rebuild(recipes[name], arrays, device)
-            state["_fused"] = fused(state["module_"])
+            state[name] = unpack(state[name])
+        learned = {name: state.pop(name) for name in STATE_NAMES if name in state}
         super().__setstate__(state)
-
-
-def recipes_of(state: Mapping[str, Any], frame_shape: tuple[int, int, int]) -> dict[str, dict[str, Any]]:
-    """Return how to build each of the `NETWORKS` of a fitted model, see `persistence.build`.
-
-    Parameters
-    ----------
-    state : mapping from str to object
-        What `AVAEEstimator.__getstate__` returns, its recipes unpacked.
-    frame_shape : tuple of int
-        (n_channels, height, width) of what the networks see.
-    """
-    _, family = state.get("proposer_") or (None, None)
-    return {
-        "module_": state["_recipe"],
-        "likelihood_": state["_likelihood_recipe"],
-        "density_": {"module": ShapeDensity, "arguments": {}},
-        "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape}},
-        "proposer_": {"module": Proposer, "arguments": {"image_shape": frame_shape, "family": family}},
-    }
-
-
-def aligned_copies(aligner: Any, X: ArrayLike, n_copies: int, random_state: Any) -> Iterator[NDArray[Any]]:
-    """Yield the canonical images of X in other poses, drawn anew each time.
-
-    Parameters
-    ----------
-    aligner : AVAEEstimator or FrozenEstimator
-        Fitted.
-    X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
-        Images in the canonical pose.
-    n_copies : int
-    random_state : int, RandomState instance or None
-        Draws the poses, see `AVAEEstimator.perturb`; None takes the aligner's own.
-    """
-    random = check_random_state(seed_from(aligner.random_state if random_state is None else random_state))
-    for _ in range(n_copies):
-        rows, _ = aligner.perturb(X, random)
-        # Not `transform`: rows have lost the names of their columns, of which it would warn.
-        yield aligner._transformed(rows)[:, : aligner.n_features_in_]
-
-
-def new_aligner(estimator: Any, random_state: Any) -> Any:
-    """Return the aligner that a meta-estimator fits: a clone of `estimator`, or of the default one for None.
-
-    Parameters
-    ----------
-    estimator : AVAEEstimator, FrozenEstimator or None
-    random_state : int, RandomState instance or None
-        Given to the clone; None leaves the clone's own.
-
-    Raises
-    ------
-    TypeError
-        If `estimator` cannot align images.
-    """
-    aligner = AVAEEstimator() if estimator is None else clone(estimator)
-    if not hasattr(aligner, "transform_hypotheses"):
-        raise TypeError(
-            f"estimator must be an AVAEEstimator, or one that is fitted in a FrozenEstimator, "
-            f"got {type(aligner).__name__}."
-        )
-    if random_state is not None and "random_state" in aligner.get_params(deep=False):
-        aligner.set_params(random_state=random_state)
-    return aligner
+        if learned:
+            device = available_device(learned["_device"])
+            self.aligner_ = from_state(learned, self._pose_settings(), self._search_settings(), device)

@@ -18,12 +18,12 @@ by moment invariants".
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .affine import REFLECTED, from_matrix, parameters_of, without_reflection
+from ..model.affine import REFLECTED, from_matrix, parameters_of, without_reflection
+from ..model.moments import Moments, exact_moments, mirrored
 
 # How far the table reaches to either side of the identity, and what training images are perturbed by.
 REACH = {
@@ -36,29 +36,11 @@ REACH = {
     "ty": 0.3,
 }
 
-# Where the family cannot shift them, this share of images is taken to be off centre, by up to so many half sides to
-# either side. MNIST's digits have their mass half a pixel off the frame's centre, all to the same side: taken at its
-# word that alone tells up from down, and digits that are half a pixel off come out half a turn wrong.
-_SHARE_OFF_CENTRE = 0.25
-_OFF_CENTRE = 1 / 16
-
 # What a moment proposal may ask for: ink in a single row has no second moment to scale to.
 _LARGEST_PROPOSAL = 1.5
 
 _PRIMES = (2, 3, 5, 7, 11, 13)
 _N_PURE_TURNS = 4
-_IMAGES_PER_PART = 4096
-
-
-class Moments(NamedTuple):
-    """Centroid, of shape (n, 2), and covariance, of shape (n, 2, 2), of the ink of images, in half heights."""
-
-    centroid: Tensor
-    covariance: Tensor
-
-    def of(self, rows: Tensor) -> "Moments":
-        """Return those of some of the images."""
-        return Moments(self.centroid[rows], self.covariance[rows])
 
 
 def radical_inverse(index: int, base: int) -> float:
@@ -123,101 +105,6 @@ def reach_of(family: str, scale: tuple[float, ...]) -> list[float]:
     return [float(min(REACH.get(name, 1.0), 3 * s)) for name, s in zip(parameters_of(family), scale, strict=True)]
 
 
-def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    """Draw poses uniformly within the reach of the table, and of three deviations of the prior.
-
-    Half of them are reflected where the family reflects.
-
-    Parameters
-    ----------
-    n : int
-    family : str
-    scale : tuple of float
-        The prior's standard deviations.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    alpha : Tensor of shape (n, n_params)
-    """
-    names = parameters_of(family)
-    uniform = 2 * torch.rand(n, len(names), generator=generator) - 1
-    alpha = uniform * torch.tensor(reach_of(family, scale))
-    if names[-1] == REFLECTED:
-        alpha[:, -1] = (alpha[:, -1] > 0).to(alpha)
-    return alpha
-
-
-def random_offsets(images: Tensor, family: str, scale: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    """Draw how far off centre images are: one in four, by up to a 32nd of a side where the family cannot shift it.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, n_channels, height, width)
-    family : str
-    scale : tuple of float
-        The prior's standard deviations.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    matrix : Tensor of shape (n, 2, 3)
-        To be applied to an image before its pose.
-    """
-    matrix = torch.eye(2, 3).repeat(len(images), 1, 1)
-    offset = _OFF_CENTRE * (2 * torch.rand(len(images), 2, generator=generator) - 1)
-    offset = offset * (torch.rand(len(images), 1, generator=generator) < _SHARE_OFF_CENTRE)
-    shifted = {name for name, s in zip(parameters_of(family), scale, strict=True) if s > 0}
-    for axis, (name, side) in enumerate((("tx", images.shape[3]), ("ty", images.shape[2]))):
-        if name not in shifted and side > 1:
-            matrix[:, axis, 2] = offset[:, axis]
-    return matrix.to(images)
-
-
-def exact_moments(images: Tensor, background: Tensor) -> Moments:
-    """Return the moments of the ink, of whatever differs from the background, in double precision.
-
-    In single precision functions of them would round the last bit by their place in the block, which must not show.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, n_channels, height, width)
-    background : Tensor of shape (n_channels,)
-
-    Returns
-    -------
-    moments : Moments
-        A constant image has its ink spread evenly.
-    """
-    ink = (images - background.view(1, -1, 1, 1)).abs().sum(dim=1).double() + 1e-6
-    n, height, width = ink.shape
-    y = (torch.arange(height, device=ink.device) + 0.5).double() * 2 / height - 1
-    x = ((torch.arange(width, device=ink.device) + 0.5).double() * 2 / width - 1) * (width / height)
-    # sums[:, i, j] is that of y^i x^j.
-    sums = torch.stack([y**0, y, y**2]) @ (ink @ torch.stack([x**0, x, x**2], dim=1))
-    means = sums / sums[:, :1, :1]
-    mean_x, mean_y = means[:, 0, 1], means[:, 1, 0]
-    var_x, var_y = means[:, 0, 2] - mean_x.square(), means[:, 2, 0] - mean_y.square()
-    cov = means[:, 1, 1] - mean_x * mean_y
-    covariance = torch.stack([var_x, cov, cov, var_y], dim=1).view(n, 2, 2)
-    return Moments(torch.stack([mean_x, mean_y], dim=1), covariance)
-
-
-def moments(images: Tensor, background: Tensor) -> Moments:
-    """Return `exact_moments` in the precision of the images."""
-    found = exact_moments(images, background)
-    return Moments(found.centroid.to(images), found.covariance.to(images))
-
-
-def mean_moments(images: Tensor, background: Tensor) -> Moments:
-    """Return the means of the moments of images: those of a typical one, with n = 1."""
-    parts = [moments(part, background) for part in images.split(_IMAGES_PER_PART)]  # type: ignore[no-untyped-call]
-    found = Moments(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-    return Moments(found.centroid.mean(dim=0, keepdim=True), found.covariance.mean(dim=0, keepdim=True))
-
-
 def _square_root(covariance: Tensor) -> Tensor:
     """Return the symmetric square root of covariances of shape (n, 2, 2), in closed form."""
     identity = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
@@ -268,7 +155,7 @@ def moment_proposals(
     return alpha * alpha.new_tensor([float(s > 0) for s in scale])
 
 
-def moves(images: Tensor, family: str, scale: tuple[float, ...]) -> bool:
+def uses_moments(images: Tensor, family: str, scale: tuple[float, ...]) -> bool:
     """Tell whether a family does more than turn images, so that their moments say something of the pose."""
     more = any(
         name not in ("angle", REFLECTED) and s > 0 for name, s in zip(parameters_of(family), scale, strict=False)
@@ -321,7 +208,7 @@ def starting_poses(
     names = parameters_of(family)
     if names[-1] == REFLECTED:
         return _mirrored_too(images, background, typical, n_restarts, without_reflection(family), scale[:-1])
-    if typical is None or not moves(images, family, scale):
+    if typical is None or not uses_moments(images, family, scale):
         return restart_table(n_restarts, family, scale).to(images).expand(len(images), -1, -1)
     from_moments = [i >= _N_PURE_TURNS and i % 3 != 0 for i in range(n_restarts)]
     n_proposals = sum(from_moments)
@@ -343,16 +230,10 @@ def _mirrored_too(
 ) -> Tensor:
     """Return the starting poses of a family, every second one of them for the mirrored canonical image."""
     plain = starting_poses(images, background, typical, -(-n_restarts // 2), family, scale)
-    typical = typical and _mirror(typical)
-    mirrored = starting_poses(images, background, typical, n_restarts // 2, family, scale)
-    starts = images.new_zeros(len(images), plain.shape[1] + mirrored.shape[1], plain.shape[2] + 1)
+    typical = typical and mirrored(typical)
+    of_mirrored = starting_poses(images, background, typical, n_restarts // 2, family, scale)
+    starts = images.new_zeros(len(images), plain.shape[1] + of_mirrored.shape[1], plain.shape[2] + 1)
     starts[:, 0::2, :-1] = plain
-    starts[:, 1::2, :-1] = mirrored
+    starts[:, 1::2, :-1] = of_mirrored
     starts[:, 1::2, -1] = 1.0
     return starts
-
-
-def _mirror(typical: Moments) -> Moments:
-    """Return the moments of the mirrored images."""
-    sign = typical.centroid.new_tensor([-1.0, 1.0])
-    return Moments(typical.centroid * sign, typical.covariance * sign[:, None] * sign)

@@ -12,17 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from . import __version__
-from ._validation import ImageFormat
-from .affine import PADDINGS
-from .critic import Critic
-from .density import ShapeDensity
-from .estimator import RECIPES, AVAEEstimator, recipes_of
-from .likelihoods import LIKELIHOODS
-from .persistence import build, global_generator, unpack
-from .plain import Tagged
-from .proposer import Proposer
-from .vae import MODULES
+from .._version import __version__
+from ..aligner_state import RECIPES, network_recipes
+from ..estimator import AVAEEstimator
+from ..images import ImageFormat
+from ..model.affine import PADDINGS
+from ..model.critic import Critic
+from ..model.likelihoods import LIKELIHOODS
+from ..model.module_state import build, global_generator, unpack
+from ..model.shape_density import ShapeDensity
+from ..model.vae import MODULES
+from ..search.proposer import Proposer
+from .plain_json import Tagged
 
 FORMAT = 1
 
@@ -231,7 +232,7 @@ def _check_networks(state: dict[str, Any], frame_shape: tuple[int, int, int]) ->
         recipe: {**state[recipe], "module": unpack(state[recipe]["module"], registered)}
         for recipe, registered in RECIPES.items()
     }
-    for network, recipe in recipes_of({**state, **named}, frame_shape).items():
+    for network, recipe in network_recipes({**state, **named}, frame_shape).items():
         arrays = state[network][0] if type(state[network]) is tuple else state[network]
         if arrays is None:
             continue

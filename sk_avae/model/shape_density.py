@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import invert
-from .starts import Moments
+from .moments import Moments
 
 N_FEATURES = 5
 N_COMPONENTS = 8
@@ -31,13 +31,13 @@ _APART = 1e-12
 _NOTHING = -1e9
 
 
-def canonical_features(ink: Moments, matrix: Tensor, aspect: float) -> Tensor:
+def canonical_features(moments: Moments, matrix: Tensor, aspect: float) -> Tensor:
     """Return features of canonical images without making these: their centroids and logarithms of their covariances.
 
     Parameters
     ----------
-    ink : Moments
-        Of the images as they came, see `starts.exact_moments`.
+    moments : Moments
+        Of the images as they came, see `moments.exact_moments`.
     matrix : Tensor of shape (n, 2, 3)
         From canonical to input coordinates.
     aspect : float
@@ -50,8 +50,8 @@ def canonical_features(ink: Moments, matrix: Tensor, aspect: float) -> Tensor:
     inverse = invert(matrix.double())
     half_heights = inverse.new_tensor([aspect, 1.0])
     linear = inverse[:, :, :2] * half_heights[:, None] / half_heights
-    centroid = (linear @ ink.centroid[:, :, None])[:, :, 0] + inverse[:, :, 2] * half_heights
-    covariance = linear @ ink.covariance @ linear.transpose(1, 2)
+    centroid = (linear @ moments.centroid[:, :, None])[:, :, 0] + inverse[:, :, 2] * half_heights
+    covariance = linear @ moments.covariance @ linear.transpose(1, 2)
     return torch.cat([centroid, _logarithm(covariance)], dim=1)
 
 
@@ -70,8 +70,8 @@ class ShapeDensity(nn.Module):
 
     Examples
     --------
-    >>> ink = Moments(torch.zeros(1, 2, dtype=torch.double), 0.1 * torch.eye(2, dtype=torch.double)[None])
-    >>> features = canonical_features(ink, torch.eye(2, 3)[None], 1.0)
+    >>> moments = Moments(torch.zeros(1, 2, dtype=torch.double), 0.1 * torch.eye(2, dtype=torch.double)[None])
+    >>> features = canonical_features(moments, torch.eye(2, 3)[None], 1.0)
     >>> ShapeDensity()(features).shape
     torch.Size([1])
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,6 +117,13 @@ def unpack(value: Any, registered: Mapping[str, type[nn.Module]] = MappingProxyT
     return module
 
 
+class Network(NamedTuple):
+    """A module, and the recipe that builds it; see `build`."""
+
+    recipe: dict[str, Any]
+    module: Any
+
+
 def build(recipe: Mapping[str, Any]) -> nn.Module:
     """Build a module from a recipe: an instance to copy, or a class and its arguments.
 
@@ -142,14 +149,3 @@ def available_device(device: Any) -> torch.device:
         message = f"The model was fitted on {device!r}, which is not available here: loading it on the CPU."
         warnings.warn(message, UserWarning, stacklevel=3)
         return torch.device("cpu")
-
-
-def warn_on_version(saved: str | None, current: str, name: str) -> None:
-    """Warn that a model was pickled by another version of this package."""
-    if saved != current:
-        warnings.warn(
-            f"This {name} was saved by sk_avae {saved}, and this is sk_avae {current}: results may differ. "
-            f"Fit it again to be sure.",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -1,7 +1,7 @@
 """Fitted models in safe files: weights as safetensors, everything else as JSON, nothing in them that could run.
 
-A file is one of the safetensors format. Its metadata hold one entry, ``sk_avae``: a JSON document (see `plain`) with
-the number of the format, the package's version, the device and the model: ``{"AVAEEstimator": {...}}`` with what its
+A file is one of the safetensors format. Its metadata hold one entry, ``sk_avae``: a JSON document (see `plain_json`)
+with the number of the format, the package's version, the device and the model: ``{"AVAEEstimator": {...}}`` with what its
 `__getstate__` returns. The networks are named, never imported ("mlp", "conv", "bernoulli", "gaussian");
 ``{"own": [role, class]}`` stands for a module of the user's. The tensor ``sha256`` holds the checksum of the document
 and of all other tensors.
@@ -33,15 +33,16 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from . import __version__
-from ._validation import resolve_device
-from .canonicalizer import AffineCanonicalizer
-from .estimator import RECIPES, AVAEEstimator
-from .likelihoods import check_likelihood
-from .persistence import PackedModule, available_device, warn_on_version
-from .plain import DTYPES, Arrays, Tagged, decode, encode
+from .._validation import resolve_device
+from .._version import __version__, warn_on_version
+from ..aligner_state import RECIPES
+from ..canonicalizer import AffineCanonicalizer
+from ..estimator import AVAEEstimator
+from ..model.likelihoods import check_likelihood
+from ..model.module_state import PackedModule, available_device
+from ..model.vae import check_methods
+from .plain_json import DTYPES, Arrays, Tagged, decode, encode
 from .schema import FORMAT, check, check_document, check_numbers, expect
-from .vae import check_methods
 
 _ENTRY = "sk_avae"
 _CHECKSUM = "sha256"
@@ -118,7 +119,7 @@ def save(model: AVAEEstimator | AffineCanonicalizer, path: str | os.PathLike[str
             f"A safe file cannot hold this model: {error} Replace it (`random_state` by an int; `callbacks` and "
             f"`memory`, which matter to `fit` only, by None), or use joblib.dump, which pickles."
         ) from error
-    document = {"format": FORMAT, "sk_avae": __version__, "device": str(aligner._device()), "model": content}
+    document = {"format": FORMAT, "sk_avae": __version__, "device": str(aligner.aligner_.device), "model": content}
     text = json.dumps(document, allow_nan=False)
     data = to_safetensors({**arrays, _CHECKSUM: _checksum(text, arrays)}, metadata={_ENTRY: text})
     if int.from_bytes(data[:8], "little") > _LONGEST_HEADER:
@@ -179,7 +180,7 @@ def load(
     target = None if device is None else resolve_device(device)
     with _refusing(path):
         document, tree = _read(path, own)
-    warn_on_version(document["sk_avae"], __version__, tree.tag)
+    warn_on_version(document["sk_avae"], tree.tag)
     there = available_device(document["device"]) if target is None else target
     with _refusing(path):
         model: AVAEEstimator | AffineCanonicalizer = _built(tree, there, None if device is None else str(device))

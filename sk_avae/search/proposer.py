@@ -20,15 +20,27 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import REFLECTED, compose, from_matrix, invert, parameters_of, to_matrix, without_reflection, wrap_angle
-from .alignment import AVAE, Restarts, block_size, in_blocks, step_units
-from .starts import Moments, moment_proposals, moves, reach_of, starting_poses
-from .vae import EvenLinear
+from ..model.affine import (
+    REFLECTED,
+    compose,
+    from_matrix,
+    invert,
+    parameters_of,
+    to_matrix,
+    without_reflection,
+    wrap_angle,
+)
+from ..model.avae import AVAE
+from ..model.batches import images_per_batch, in_batches
+from ..model.moments import Moments
+from ..model.vae import EvenLinear
+from .objective import step_units
+from .screening import CandidatePoses
+from .starting_poses import moment_proposals, reach_of, starting_poses, uses_moments
 
-_N_ANGLES = 36
+N_ANGLES = 36
 _CHANNELS = (16, 32, 64)
 _HIDDEN = 256
 # Modes that start a search; one with less probability than this has to wait for the others.
@@ -54,7 +66,7 @@ class Proposer(nn.Module):
     Attributes
     ----------
     metric : Tensor of shape (n_params, n_params)
-        See `alignment.typical_metric`.
+        See `certainty.typical_metric`.
     floor : Tensor of shape ()
         Score in nats that nearly all training images reach at their proposals.
     reach : Tensor of shape (n_params,)
@@ -78,7 +90,7 @@ class Proposer(nn.Module):
         self.widest = first * -(-height // 2) * -(-width // 2)
         self.family = family
         self.n_params = len(parameters_of(family))
-        self.n_bins = _N_ANGLES * (1 + (parameters_of(family)[-1] == REFLECTED))
+        self.n_bins = N_ANGLES * (1 + (parameters_of(family)[-1] == REFLECTED))
         self.layers = nn.Sequential(
             nn.Conv2d(channels, first, 5, stride=2, padding=2),
             nn.ReLU(),
@@ -108,20 +120,20 @@ class Proposer(nn.Module):
         return out[:, :, 0], out[:, :, 1:]
 
 
-def _centres(proposer: Proposer, like: Tensor) -> Tensor:
+def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
     """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
     centres = like.new_zeros(proposer.n_bins, proposer.n_params)
     bins = torch.arange(proposer.n_bins, device=like.device)
-    centres[:, 0] = (bins % _N_ANGLES + 0.5) * (2 * math.pi / _N_ANGLES) - math.pi
-    if proposer.n_bins > _N_ANGLES:
-        centres[:, -1] = (bins >= _N_ANGLES).to(like)
+    centres[:, 0] = (bins % N_ANGLES + 0.5) * (2 * math.pi / N_ANGLES) - math.pi
+    if proposer.n_bins > N_ANGLES:
+        centres[:, -1] = (bins >= N_ANGLES).to(like)
     return centres
 
 
-def _units(model: AVAE, like: Tensor) -> Tensor:
+def output_units(model: AVAE, like: Tensor) -> Tensor:
     """Return the unit of the network's outputs per parameter: half a bin, and a restart's typical distance."""
     units = step_units(model, like)
-    units[0] = math.pi / _N_ANGLES if units[0] > 0 else 0.0
+    units[0] = math.pi / N_ANGLES if units[0] > 0 else 0.0
     return units
 
 
@@ -140,7 +152,7 @@ def moment_pose(model: AVAE, images: Tensor, typical: Moments | None) -> Tensor 
         None where moments tell nothing: without typical ones, and for a family that only turns.
     """
     family, names = without_reflection(model.family), parameters_of(model.family)
-    if typical is None or not moves(images, family, model.scale):
+    if typical is None or not uses_moments(images, family, model.scale):
         return None
     scale = model.scale[: len(parameters_of(family))]
     proposals = moment_proposals(images, model.background, typical, 2, family, scale)
@@ -156,36 +168,12 @@ def without_moments(model: AVAE, images: Tensor, base: Tensor | None) -> Tensor:
     return images if base is None else model.canonical(images, model.matrix(base, images))
 
 
-def rest_of(model: AVAE, images: Tensor, base: Tensor | None, alpha: Tensor) -> Tensor:
+def residual_pose(model: AVAE, images: Tensor, base: Tensor | None, alpha: Tensor) -> Tensor:
     """Return the poses that, after `base`, make up `alpha`; all of shape (n, n_params)."""
     if base is None:
         return alpha
     rest = compose(invert(model.matrix(base, images)), model.matrix(alpha, images))
     return from_matrix(rest, model.family, aspect=images.shape[3] / images.shape[2])
-
-
-def proposal_loss(proposer: Proposer, model: AVAE, images: Tensor, rest: Tensor) -> Tensor:
-    """Return the mean loss of predictions: cross-entropy of the angle, and distance of the rest at the true angle.
-
-    Parameters
-    ----------
-    proposer : Proposer
-    model : AVAE
-    images : Tensor of shape (n, n_channels, height, width)
-        Without the pose of their moments.
-    rest : Tensor of shape (n, n_params)
-        What is left to find.
-    """
-    logits, found = proposer(images)
-    angle = ((rest[:, 0] + math.pi) * (_N_ANGLES / (2 * math.pi))).long().clamp(0, _N_ANGLES - 1)
-    bins = angle + _N_ANGLES * (rest[:, -1] > 0.5) if proposer.n_bins > _N_ANGLES else angle
-    units = _units(model, rest)
-    distance = (rest - _centres(proposer, rest)[bins]) / units.clamp(min=1e-6)
-    # What the moments got altogether wrong teaches no more than that.
-    wanted = (distance * (units > 0)).clamp(-10, 10)
-    found = found[torch.arange(len(bins), device=bins.device), bins]
-    miss = F.smooth_l1_loss(found * (units > 0), wanted, reduction="none").sum(dim=1)
-    return F.cross_entropy(logits, bins) + 0.5 * miss.mean()
 
 
 def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | None) -> tuple[Tensor, Tensor]:
@@ -216,17 +204,17 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
         return torch.cat([logits[:, :, None], rest], dim=2)
 
     # In double precision: some functions round the last bit by their place in the block, which must not show.
-    out = in_blocks(predicted, block_size(images, proposer), rows).double().nan_to_num()
-    share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, _N_ANGLES), out[:, :, 1:]
+    out = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num()
+    share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, N_ANGLES), out[:, :, 1:]
     before, after = share.roll(1, dims=2), share.roll(-1, dims=2)
     peaks = (share >= before) & (share > after)
     found = ((share + before + after) * peaks).flatten(1).topk(_N_MODES, dim=1)
-    units = _units(model, rest)
+    units = output_units(model, rest)
     limit = torch.full_like(units, _LARGEST_REST)
-    limit[0] = _LARGEST_OFFSET * math.pi / _N_ANGLES
+    limit[0] = _LARGEST_OFFSET * math.pi / N_ANGLES
     modes = found.indices[:, :, None].expand(-1, -1, rest.shape[2])
     free = rest.new_tensor([float(s > 0) for s in model.scale])
-    poses = _centres(proposer, rest)[found.indices] * free + (rest.gather(1, modes) * units).clamp(-limit, limit)
+    poses = bin_centres(proposer, rest)[found.indices] * free + (rest.gather(1, modes) * units).clamp(-limit, limit)
     if base is not None:
         aspect = images.shape[3] / images.shape[2]
         own = to_matrix(base.double(), model.family, aspect=aspect).repeat_interleave(_N_MODES, dim=0)
@@ -236,13 +224,13 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Where searches start: what was learned, moments and the table.
+class PoseInitializer:
+    """Where searches start: what the proposer says, moments and the table.
 
     Parameters
     ----------
     typical : Moments or None
-        See `starts.starting_poses`.
+        See `starting_poses.starting_poses`.
     proposer : Proposer or None, default=None
         In evaluation mode; without one the table and moments are all.
     """
@@ -250,8 +238,8 @@ class Starts:
     typical: Moments | None
     proposer: Proposer | None = None
 
-    def of(self, model: AVAE, images: Tensor, n_restarts: int) -> Restarts:
-        """Return the restarts of images: the identity, the proposer's modes, and the table for those who need it.
+    def candidates(self, model: AVAE, images: Tensor, n_restarts: int) -> CandidatePoses:
+        """Return starting poses: the identity, the proposer's modes, and the table for those who need it.
 
         Parameters
         ----------
@@ -262,16 +250,17 @@ class Starts:
 
         Returns
         -------
-        restarts : Restarts
+        candidates : CandidatePoses
         """
-        n_modes = 0 if self.proposer is None else min(_N_MODES, n_restarts - 1)
+        proposer, metric = self.proposer, None if self.proposer is None else self.proposer.metric
+        n_modes = 0 if proposer is None else min(_N_MODES, n_restarts - 1)
         table = starting_poses(images, model.background, self.typical, n_restarts - n_modes, model.family, model.scale)
-        if self.proposer is None or not n_modes or not any(model.scale):
-            return Restarts(table)
-        modes, share = propose(self.proposer, model, images, self.typical)
+        if proposer is None or not n_modes or not any(model.scale):
+            return CandidatePoses(table, metric=metric)
+        modes, share = propose(proposer, model, images, self.typical)
         modes, share = modes[:, :n_modes], share[:, :n_modes]
         alpha = torch.cat([table[:, :1], modes, table[:, 1:]], dim=1)
         first = torch.zeros(alpha.shape[:2], dtype=torch.bool, device=alpha.device)
         first[:, : 1 + n_modes] = torch.cat([torch.ones_like(share[:, :1]), share], dim=1) >= _FAINT
         first |= ~(share.sum(dim=1) >= _SURE)[:, None]
-        return Restarts(alpha, first, float(self.proposer.floor))
+        return CandidatePoses(alpha, first, float(proposer.floor), metric)

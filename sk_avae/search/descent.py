@@ -36,7 +36,7 @@ class _State:
     step: Tensor
     fresh: Tensor
 
-    def promise(self) -> Tensor:
+    def predicted_decrease(self) -> Tensor:
         """Return how far the losses fall by the quadratic model."""
         return 0.5 * ((self.inverse_hessian @ self.gradient[:, :, None])[:, :, 0] * self.gradient).sum(dim=1)
 
@@ -108,7 +108,7 @@ class Race:
     handicap: Tensor
     margin: float
 
-    def hopeless(self, row: Tensor, loss: Tensor, promise: Tensor, best_loss: Tensor) -> Tensor:
+    def is_dominated(self, row: Tensor, loss: Tensor, decrease: Tensor, best_loss: Tensor) -> Tensor:
         """Tell which of the unfinished rows are, of their loss and how far it promises to fall.
 
         `best_loss` is the best so far of all rows.
@@ -116,7 +116,7 @@ class Race:
         total = (best_loss + self.handicap).nan_to_num(nan=math.inf)
         leader = total.new_full((int(self.group.max()) + 1,), math.inf)
         leader = leader.scatter_reduce(0, self.group, total, "amin")
-        reach = loss - _OPTIMISM * promise.clamp(min=0) + self.handicap[row]
+        reach = loss - _OPTIMISM * decrease.clamp(min=0) + self.handicap[row]
         return reach > leader[self.group[row]] + self.margin
 
 
@@ -191,7 +191,7 @@ def refine(
     )
     _aim(state, metric)
     if race is not None:
-        state.keep(~race.hopeless(state.row, state.loss, state.promise(), best_loss))
+        state.keep(~race.is_dominated(state.row, state.loss, state.predicted_decrease(), best_loss))
     for _ in range(max_iter):
         if not len(state.row):
             break
@@ -207,7 +207,7 @@ def refine(
         done = (-state.slope * state.step < tol) | (length < _SMALLEST_STEP)
         converged[state.row] = done
         if race is not None:
-            done = done | race.hopeless(state.row, state.loss, state.promise(), best_loss)
+            done = done | race.is_dominated(state.row, state.loss, state.predicted_decrease(), best_loss)
         state.keep(~done)
     return best_alpha, best_loss, n_iter, converged
 
@@ -305,12 +305,12 @@ def refine_line(
         if i == 0:
             trial = -trial
             continue
-        trial, promise = _next_on_line(place, height)
-        at_end = (promise < tol) | ((trial - best_place[row]).abs() < _SMALLEST_STEP)
+        trial, decrease = _next_on_line(place, height)
+        at_end = (decrease < tol) | ((trial - best_place[row]).abs() < _SMALLEST_STEP)
         converged[row] = at_end & best_loss[row].isfinite()
         done = at_end | ~best_loss[row].isfinite()
         if race is not None:
-            done = done | race.hopeless(row, best_loss[row], promise, best_loss)
+            done = done | race.is_dominated(row, best_loss[row], decrease, best_loss)
         row, place, height, trial = row[~done], place[~done], height[~done], trial[~done]
     return alpha + best_place[:, None] * unit, best_loss, n_iter, converged
 
@@ -338,10 +338,10 @@ def _next_on_line(place: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     minimum = (left + middle) / 2 - slope / (2 * bend)
     cups = (bend > 0) & bend.isfinite() & minimum.isfinite()
     flat = (a == b) & (b == c)
-    promise = torch.where(cups, bend * (best - minimum).square(), torch.where(flat, 0.0, math.inf))
+    decrease = torch.where(cups, bend * (best - minimum).square(), torch.where(flat, 0.0, math.inf))
     outwards = torch.where(lowest == 0, left - middle, right - middle)
     # Between the lowest point and one without a loss: half the way to it.
     hole = torch.where(c.isfinite(), left, right)
     otherwise = torch.where(lowest == 1, (middle + hole) / 2 - best, 2 * outwards)
     step = torch.where(cups, minimum - best, otherwise)
-    return best + step.clamp(-_LARGEST_STEP, _LARGEST_STEP), promise
+    return best + step.clamp(-_LARGEST_STEP, _LARGEST_STEP), decrease

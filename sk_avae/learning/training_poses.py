@@ -19,17 +19,22 @@ import math
 import torch
 from torch import Tensor
 
-from .affine import parameters_of, wrap_angle
-from .alignment import AVAE, block_size, canonical_images, descend, in_blocks, is_constant, same_basin, screen
-from .starts import Moments, starting_poses
+from ..model.affine import parameters_of, wrap_angle
+from ..model.avae import AVAE, canonical_images, is_constant
+from ..model.batches import images_per_batch, in_batches
+from ..model.moments import Moments
+from ..search.align import refine_poses
+from ..search.objective import Objective
+from ..search.screening import same_basin, screen
+from ..search.settings import SearchSettings
+from ..search.starting_poses import starting_poses
 
 # Fresh starting poses at the first visit, and then per visit, while poses still move and once they have settled.
 _FIRST_FRESH = 15
 _MOST_FRESH = 2
 _FEWEST_FRESH = 1
 # Evaluations of a refinement per visit, and the gain below which it ends.
-_MAX_ITER = 3
-_TOL = 0.3
+_VISIT = SearchSettings(max_iter=3, tol=0.3)
 # Poses are remembered: their optimum is near (in units of `step_units`).
 _BRACKET = 0.4
 # The weight of the agreement with the mean image at first, what remains of the mean after a batch, and the share of the
@@ -50,7 +55,7 @@ class TrainingPoses:
         Its weights may change between calls.
     images : Tensor of shape (n, n_channels, height, width)
     typical : Moments or None
-        See `starts.starting_poses`.
+        See `starting_poses.starting_poses`.
     n_restarts : int
         Starting poses that take turns as fresh ones.
     movable : Tensor of bool of shape (n,) or None, default=None
@@ -100,7 +105,8 @@ class TrainingPoses:
         """
         model, images, remembered = self.model, self.images[rows], self.alpha[rows]
         starts = torch.cat([remembered[:, None], self._fresh(images)], dim=1)
-        scores = screen(model, images, starts)
+        objective = Objective(model, images)
+        scores = screen(objective, starts)
         weight = _AGREEMENT * max(0.0, 1 - self._n_calls / max(1, self.n_agreeing))
         wanted = scores
         if weight and self._mean is not None:
@@ -109,7 +115,7 @@ class TrainingPoses:
         chosen = wanted.nan_to_num(nan=-math.inf).argmax(dim=1)
         # The refinement goes by the ELBO alone.
         best, loss = starts[row, chosen], -scores[row, chosen]
-        found = descend(model, images, best, loss, owner=row, max_iter=_MAX_ITER, tol=_TOL, bracket=_BRACKET)[0]
+        found = refine_poses(objective, best, loss, _VISIT, owner=row, bracket=_BRACKET)[0]
         canonical, lost = self._without_pose(images, found)
         kept = self.movable[rows] & found.isfinite().all(dim=1) & (lost < _LARGEST_LOSS)
         alpha = torch.where(kept[:, None], wrap_angle(found, model.family), remembered)
@@ -187,7 +193,7 @@ def agreement(model: AVAE, images: Tensor, poses: Tensor, mean: Tensor) -> Tenso
         return log_prob
 
     pairs = torch.arange(n * n_poses, device=images.device)
-    return in_blocks(log_likelihood, block_size(images), pairs).view(n, n_poses)
+    return in_batches(log_likelihood, images_per_batch(images), pairs).view(n, n_poses)
 
 
 def dispersion(alpha: Tensor, family: str) -> Tensor:

@@ -1,0 +1,368 @@
+"""`Aligner`: all that `fit` learned, as one frozen value. Rows of pixels in, poses out.
+
+The estimator makes one, files hold one, `from_vae` wraps one, threads share one. Rows come in checked; how they become
+tensors is the business of `ImageFormat`, how poses are found that of `search`.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .images import ImageFormat, floats_like, to_tensor
+from .model.affine import parameters_of, to_matrix
+from .model.avae import AVAE, is_constant
+from .model.batches import device_batch_factor, images_per_batch, in_batches
+from .model.module_state import Network
+from .model.moments import Moments
+from .model.vae import fused
+from .result import AlignmentResult
+from .search.align import align
+from .search.certainty import pose_deviation
+from .search.objective import Objective
+from .search.proposer import PoseInitializer, Proposer
+from .search.screening import screen_staged
+from .search.settings import PoseSettings, SearchSettings
+
+
+@dataclass(frozen=True)
+class SearchModels:
+    """What `fit` learned for the search; by default nothing: ELBO and prior alone choose.
+
+    Attributes
+    ----------
+    proposer : Proposer or None
+        Proposes starting poses; holds the metric that refinement begins with, and the score that proposals reach.
+    density : ShapeDensity or None
+        Of the moments of canonical images.
+    critic : Critic or None
+        Tells right poses from wrong ones.
+    temperature : float
+        Of the hypotheses' weights, in nats.
+    pose_spread : mapping from str to float
+        Per parameter, the standard deviation of the training images' own poses, in units of the image.
+    min_gain : float or None
+        The identity gate, in nats; None if it was not learned.
+    """
+
+    proposer: Proposer | None = None
+    density: nn.Module | None = None
+    critic: nn.Module | None = None
+    temperature: float = 1.0
+    pose_spread: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    min_gain: float | None = None
+
+
+class Searched(NamedTuple):
+    """A slice of rows on its way: as tensors, and what was found.
+
+    Attributes
+    ----------
+    rows : slice
+        Which of the rows.
+    padded : Tensor of shape (n, n_channels, height, width)
+        The rows' own pixels in the frame.
+    images : Tensor of shape (n, n_channels, height, width)
+        What the model sees.
+    arrays : dict from str to ndarray
+        Those of `AlignmentResult` but for its matrix, in the input's units.
+    """
+
+    rows: slice
+    padded: Tensor
+    images: Tensor
+    arrays: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Aligner:
+    """A VAE, what its images look like, and what helps to find their poses.
+
+    Parameters
+    ----------
+    vae, likelihood : Network
+        Modules in evaluation mode, with the recipes that build them.
+    image_format : ImageFormat
+        How rows become what the VAE sees.
+    moments : tuple of ndarray or None
+        Mean centroid and covariance of the training images' ink.
+    models : SearchModels
+    pose : PoseSettings
+        Which poses are searched for.
+    search : SearchSettings
+        How hard; a `min_gain` of None is the one that was learned.
+    evaluated : nn.Module or None, default=None
+        The VAE as it is evaluated, see `vae.fused`; None makes it.
+    """
+
+    vae: Network
+    likelihood: Network
+    image_format: ImageFormat
+    moments: tuple[NDArray[Any], ...] | None
+    models: SearchModels
+    pose: PoseSettings
+    search: SearchSettings
+    evaluated: nn.Module | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.evaluated is None:
+            object.__setattr__(self, "evaluated", fused(self.vae.module))
+
+    # ------------------------------------------------------------------ parts
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: a model may have been loaded on another device than it was fitted on."""
+        return next((t.device for t in self.vae.module.state_dict().values()), torch.device("cpu"))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the columns of alpha."""
+        return parameters_of(self.pose.family)
+
+    @property
+    def latent_size(self) -> int:
+        """Number of latent variables."""
+        return int(self.vae.recipe["arguments"]["latent_size"])
+
+    @property
+    def proposer(self) -> Proposer | None:
+        """The proposer, if it is wanted and knows the family and the prior that are set now."""
+        proposer, scale = self.models.proposer, self.frame_prior
+        wanted = self.pose.learned_starts and proposer is not None and proposer.knows(self.pose.family, scale)
+        return proposer if wanted else None
+
+    @property
+    def frame_prior(self) -> tuple[float, ...]:
+        """The prior's standard deviations in units of the frame."""
+        return self.image_format.frame_prior(self.pose.family, self.pose.scale)
+
+    @property
+    def model(self) -> AVAE:
+        """The model that is searched."""
+        assert self.evaluated is not None
+        return AVAE(
+            self.evaluated,
+            self.likelihood.module,
+            self.pose.family,
+            self.image_format.model_background(self.device),
+            scale=self.frame_prior,
+            padding=self.image_format.padding,
+            critic=self.models.critic if self.pose.critic else None,
+            density=self.models.density if self.pose.critic else None,
+        )
+
+    @property
+    def initializer(self) -> PoseInitializer:
+        """Where searches start."""
+        typical = None
+        if self.moments is not None:
+            typical = Moments(*(to_tensor(moment, self.device) for moment in self.moments))
+        return PoseInitializer(typical, self.proposer)
+
+    def gate(self) -> float:
+        """Return the gain that an image has to exceed: what is set, or what was learned.
+
+        Raises
+        ------
+        ValueError
+            If it was to be learned, and was not.
+        """
+        if self.search.min_gain is not None:
+            return self.search.min_gain
+        if self.models.min_gain is None:
+            raise ValueError(
+                "min_gain='auto' is learned from at least 100 images in the canonical pose that are not constant, but "
+                "there were fewer, or the weights have changed since. Give more of them (to `from_vae` as X), `fit` "
+                "with warm_start=True, or say min_gain in nats."
+            )
+        return self.models.min_gain
+
+    # ------------------------------------------------------------------ poses
+    def search_rows(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> Iterator[Searched]:
+        """Find the poses of rows, a slice at a time; warn at the end if refinements stopped early.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, n_features)
+        certainty : bool, default=False
+            Whether `alpha_std` is wanted, too.
+        verbose : int, default=0
+            Shows a progress bar if positive.
+
+        Yields
+        ------
+        searched : Searched
+        """
+        model, initializer, n_missed = self.model, self.initializer, 0
+        settings = replace(self.search, min_gain=self.gate(), temperature=self.models.temperature)
+        # Not `disable`: even a bar that is not shown starts a thread.
+        with tqdm(total=len(rows), desc="Aligning", unit="image") if verbose > 0 else nullcontext() as progress:
+            for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
+                padded = self.image_format.to_padded_images(rows[part])
+                images = self._scaled(padded)
+                objective = Objective(model, images)
+                movable = ~is_constant(self.image_format.crop(images))
+                found = align(objective, initializer.candidates(model, images, settings.n_restarts), settings, movable)
+                tensors = found.arrays()
+                if certainty:
+                    tensors["alpha_std"] = pose_deviation(objective, found.alpha)
+                arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+                n_missed += int((~found.converged).sum())
+                yield Searched(part, padded, images, self._in_input_units(arrays))
+                if progress is not None:
+                    progress.update(len(images))
+        if n_missed and settings.max_iter:
+            warnings.warn(
+                f"The poses of {n_missed} of {len(rows)} images stopped at max_iter={settings.max_iter} before "
+                f"they converged to tol={settings.tol:g} nats. Raise max_iter or tol if that is too coarse.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:
+        """Find the poses of rows; see `search_rows`."""
+        parts = [searched.arrays for searched in self.search_rows(rows, certainty=certainty, verbose=verbose)]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        arrays["matrix"] = self.image_format.matrix(arrays["alpha"], self.pose.family)
+        precision = floats_like(rows.dtype)
+        arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        height, width = self.image_format.image_shape[:2]
+        return AlignmentResult(**arrays, parameters=self.parameters, image_shape=(height, width))
+
+    def tried_starts(self, row: NDArray[Any]) -> NDArray[Any]:
+        """Return the starting poses at which one image, of shape (1, n_features), is tried: (n_tried, n_params)."""
+        model, image = self.model, self.to_model(row)
+        candidates = self.initializer.candidates(model, image, self.search.n_restarts)
+        tried = screen_staged(Objective(model, image), candidates)[0] > -math.inf
+        return candidates.alpha[0, tried].cpu().numpy() * self.image_format.frame_to_image_scale(self.parameters)
+
+    def _in_input_units(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Give poses the units of the image (not of the padded frame), ELBOs those of the input."""
+        units = self.image_format.frame_to_image_scale(self.parameters)
+        for name in ("alpha", "hypotheses", "alpha_std"):
+            if name in arrays:
+                arrays[name] = arrays[name] * units
+        if "alpha_std" in arrays:
+            spread = np.array([self.models.pose_spread.get(name, 0.0) for name in self.parameters])
+            free = arrays["alpha_std"] > 0
+            arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
+        for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
+            arrays[name] = arrays[name] + self.log_jacobian
+        return arrays
+
+    # ------------------------------------------------------------------ images
+    def transform(self, rows: NDArray[Any], out: NDArray[Any], *, verbose: int = 0) -> None:
+        """Write canonical rows, in their own pixels, with alpha behind them, into `out`.
+
+        A slice at a time to its end: nothing is kept of an image but its row.
+        """
+        n_features = rows.shape[1]
+        for searched in self.search_rows(rows, verbose=verbose):
+            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
+            out[searched.rows, n_features:] = alpha
+            out[searched.rows, :n_features] = self._canonical(searched, rows, alpha)
+
+    def transform_hypotheses(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return canonical rows of all hypotheses, of shape (n, n_hypotheses, n_features), and their weights."""
+        precision = floats_like(rows.dtype)
+        images, weights = [], []
+        for searched in self.search_rows(rows, verbose=verbose):
+            hypotheses = searched.arrays["hypotheses"].astype(precision).swapaxes(0, 1)
+            warped = [self._canonical(searched, rows, np.ascontiguousarray(alpha)) for alpha in hypotheses]
+            images.append(np.stack(warped, axis=1))
+            weights.append(searched.arrays["hypothesis_weight"].astype(precision))
+        return np.concatenate(images), np.concatenate(weights)
+
+    def encode(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the posterior means of the canonical images, of shape (n, latent_size), and the poses."""
+        model = self.model
+
+        def posterior_mean(images: Tensor, pose: Tensor) -> Tensor:
+            return model.encode(images, model.matrix(pose, images))[0]
+
+        means, poses = [], []
+        for searched in self.search_rows(rows, verbose=verbose):
+            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
+            means.append(self._in_batches(posterior_mean, searched.images, self.pose_to_model(alpha)))
+            poses.append(alpha)
+        alpha = np.concatenate(poses)
+        return np.concatenate(means).astype(alpha.dtype), alpha
+
+    def _canonical(self, searched: Searched, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+        """Return a slice of rows without their poses, in their own pixels."""
+        return self.image_format.warp_rows(rows[searched.rows], alpha, self.pose.family, padded=searched.padded)
+
+    def warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
+        """Warp rows by poses to the canonical frame, or from it; see `ImageFormat.warp_rows`."""
+        parts = [
+            self.image_format.warp_rows(rows[part], alpha[part], self.pose.family, inverse=inverse)
+            for part in self.image_format.slices(len(rows))
+        ]
+        return np.concatenate(parts)
+
+    def elbo(self, rows: NDArray[Any], alpha: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the ELBO of rows at poses, or without warps for None, in nats, of shape (n,).
+
+        One row may have any number of poses.
+        """
+        model = self.model
+        if alpha is None:
+            slices = self.image_format.slices(len(rows))
+            elbo = np.concatenate([self._in_batches(model.elbo, self.to_model(rows[part])) for part in slices])
+        else:
+            image, poses = self.to_model(rows), self.pose_to_model(alpha)
+
+            def elbo_at(pose: Tensor) -> Tensor:
+                return model.elbo(image.expand(len(pose), -1, -1, -1), pose)
+
+            elbo = self._in_batches(elbo_at, poses)
+        return elbo + self.log_jacobian
+
+    def decode(self, latent: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+        """Return the expected images of latent variables and poses, as rows in the input's units, float32."""
+        model, image_format = self.model, self.image_format
+        _, height, width = image_format.frame_shape
+
+        def expected_image(z: Tensor, pose: Tensor) -> Tensor:
+            matrix = to_matrix(pose, self.pose.family, aspect=width / height)
+            return self.likelihood.module.mean(model.decode(z, matrix))  # type: ignore[operator]
+
+        parts = []
+        for part in image_format.slices(len(latent)):
+            z, pose = to_tensor(latent[part], self.device), self.pose_to_model(alpha[part])
+            images = torch.from_numpy(self._in_batches(expected_image, z, pose))
+            parts.append(image_format.to_rows(image_format.from_model(images)))
+        return np.concatenate(parts)
+
+    # ------------------------------------------------------------------ units
+    @property
+    def log_jacobian(self) -> float:
+        """What turns a density of scaled pixels into one of the input's, in nats per image."""
+        if not self.likelihood.module.is_density:
+            return 0.0
+        return -math.prod(self.image_format.frame_shape) * math.log(abs(self.image_format.scale))
+
+    def to_model(self, rows: NDArray[Any]) -> Tensor:
+        """Return rows as what the model sees."""
+        return self._scaled(self.image_format.to_padded_images(rows))
+
+    def _scaled(self, padded: Tensor) -> Tensor:
+        return self.image_format.scaled(padded, self.likelihood.module.support, self.device)
+
+    def pose_to_model(self, alpha: NDArray[Any]) -> Tensor:
+        """Return poses in units of the image as the model's, in units of the frame, float32."""
+        return self.image_format.pose_to_model(alpha, self.pose.family, self.device)
+
+    def _in_batches(self, function: Any, *rows: Tensor) -> NDArray[Any]:
+        blank = torch.empty(1, *self.image_format.frame_shape, device=self.device)
+        return in_batches(function, images_per_batch(blank, self.vae.module), *rows).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Looking at what alignment does: displays, as scikit-learn has them, and scorers."""

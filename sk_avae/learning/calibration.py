@@ -1,0 +1,99 @@
+"""Calibration: how much the log joint density and the critic weigh, and how far poses spread, on held-out images.
+
+References
+----------
+Guo et al. (2017), "On calibration of modern neural networks" (one temperature).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..model.affine import wrap_angle
+from ..model.avae import AVAE
+from ..search.certainty import pose_deviation
+from ..search.objective import Objective
+from .critic_training import choice_loss
+from .hypotheses import Hypotheses
+
+_FEWEST_RIGHT = 10
+_NINE_TENTHS = 1.645  # standard deviations to either side
+_LOG_TEMPERATURES = 0.0, math.log(1000.0)
+_LOG_WEIGHTS = -math.log(1000.0), math.log(1000.0)
+
+
+def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fit the temperature of the log joint densities, and the weight of the critic, to right choices.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (n, k)
+        What the critic says; zeros fit the temperature alone.
+    log_joint : Tensor of shape (n, k)
+        In nats; minus infinity where a hypothesis repeats another.
+    right : Tensor of bool of shape (n, k)
+
+    Returns
+    -------
+    temperature : float
+        In nats, between 1 (the ELBO taken at its word) and 1,000.
+    weight : float
+        Nats that one unit of the critic's score is worth, at most 1,000 temperatures.
+    """
+    some = right.any(dim=1) & ~right.all(dim=1)
+    scores, log_joint, right = scores[some].double(), log_joint[some].double(), right[some]
+    if not len(right):
+        return 1.0, 1.0
+    log_joint, repeats = log_joint - log_joint.amax(dim=1, keepdim=True), log_joint == -math.inf
+    log_joint = log_joint.masked_fill(repeats, 0.0)
+    logs = torch.tensor([math.log(10.0), 0.0], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
+
+    def fitted() -> tuple[Tensor, Tensor]:
+        # Within bounds: a long step of the line search would overflow, and be nothing but NaN from then on.
+        return logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1].clamp(*_LOG_WEIGHTS).exp()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        temperature, weight = fitted()
+        # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
+        total = (scores * weight + log_joint / temperature).masked_fill(repeats, -math.inf)
+        loss = choice_loss(total, right) + 1e-4 * logs.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    temperature, weight = (value.item() for value in fitted())
+    return temperature, weight * temperature
+
+
+def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor) -> Tensor:
+    """Return how far the training images' own poses spread around the canonical one.
+
+    The error of a pose is that of the curvature and that of the image, which may have been drawn a little askew. The
+    spread is the standard deviation of the second for which nine tenths of the true poses lie within 1.645 standard
+    deviations of both.
+
+    Parameters
+    ----------
+    model : AVAE
+    hypotheses : Hypotheses
+    best : Tensor of shape (n,)
+        Which hypothesis was chosen. Images for which it is wrong do not count.
+    true : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    spread : Tensor of shape (n_params,)
+        In units of the frame; 0 if fewer than ten poses are right.
+    """
+    row = torch.arange(len(best), device=best.device)
+    row = row[hypotheses.right[row, best]]
+    if len(row) < _FEWEST_RIGHT:
+        return true.new_zeros(true.shape[1])
+    alpha = hypotheses.alpha[row, best[row]]
+    deviation = pose_deviation(Objective(model, hypotheses.images[row]), alpha)
+    error = wrap_angle(alpha - true[row], model.family)
+    missing = (error / _NINE_TENTHS).square() - deviation.square()
+    return missing.quantile(0.9, dim=0).clamp(min=0).sqrt()

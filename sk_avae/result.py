@@ -1,0 +1,119 @@
+"""`AlignmentResult`: what alignment found, image by image, as arrays."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .model.affine import REFLECTED
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """What alignment found, image by image.
+
+    Attributes
+    ----------
+    alpha : ndarray of shape (n_samples, n_params)
+        The pose of each image: angles in radians, logarithms of scales, translations in half sides.
+    matrix : ndarray of shape (n_samples, 2, 3)
+        Maps canonical to input coordinates.
+    elbo : ndarray of shape (n_samples,)
+        ELBO at `alpha`, without the prior, in nats.
+    elbo_identity : ndarray of shape (n_samples,)
+        ELBO of the image as it came.
+    gain : ndarray of shape (n_samples,)
+        What the best hypothesis gains over the image as it came, in nats: ELBO, log prior and what the critic says.
+        The image was moved if this exceeds `min_gain`.
+    n_iter : ndarray of shape (n_samples,)
+        Evaluations that refining took, for the hypothesis that took the most.
+    converged : ndarray of shape (n_samples,)
+        Whether the refinement of the best hypothesis converged.
+    hypotheses : ndarray of shape (n_samples, n_hypotheses, n_params)
+        Distinct poses, best first; an image that stays put has the identity before them. Where fewer were found,
+        repetitions follow, with weight 0.
+    hypothesis_elbo : ndarray of shape (n_samples, n_hypotheses)
+        Their ELBO.
+    hypothesis_weight : ndarray of shape (n_samples, n_hypotheses)
+        Their probabilities: proportional to exp(score / temperature), with the score as in `gain` (an image that stays
+        adds `min_gain` to the identity's) and the temperature that `fit` learned. A hypothesis that was given up on the
+        way, hopelessly behind, has the score that it had got to.
+    alpha_std : ndarray of shape (n_samples, n_params) or None
+        Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
+        own poses together; 0 where a parameter is frozen.
+    parameters : tuple of str
+        Names of alpha's columns.
+    image_shape : tuple of int
+        (height, width) in pixels, the unit of `to_frame`'s shifts.
+    """
+
+    alpha: Any
+    matrix: Any
+    elbo: Any
+    elbo_identity: Any
+    gain: Any
+    n_iter: Any
+    converged: Any
+    hypotheses: Any
+    hypothesis_elbo: Any
+    hypothesis_weight: Any
+    alpha_std: Any = None
+    parameters: tuple[str, ...] = ()
+    image_shape: tuple[int, int] = (1, 1)
+
+    def __repr__(self) -> str:
+        # A sentence, not a thousand rows of numbers.
+        n, found = len(self.alpha), ", ".join(self.parameters)
+        if not n:
+            return f"AlignmentResult(0 images, alpha: {found})"
+        before, after = float(self.elbo_identity.mean()), float(self.elbo.mean())
+        share = float(self.converged.sum()) / n
+        return (
+            f"AlignmentResult({n:,} images, alpha: {found}; "
+            f"mean ELBO {before:.1f} as they came, {after:.1f} at alpha; {share:.0%} converged)"
+        )
+
+    @property
+    def reflected(self) -> Any:
+        """Which images are mirrored (left to right in the canonical pose), of shape (n_samples,), bool."""
+        mirrored = self.alpha[:, -1] > 0.5
+        return mirrored if self.parameters[-1:] == (REFLECTED,) else mirrored & False
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the per-image arrays by name."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Any}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row per image, in degrees, factors and pixels.
+
+        Angles become ``<name>_deg``, scales factors (``scale`` for ``log_scale``), translations pixels
+        (``tx_px``), reflection True or False; the probability of the pose, ELBO, `gain`, iterations
+        and convergence follow.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("A data frame needs pandas, which is not here: pip install pandas.") from error
+
+        height, width = self.image_shape
+        columns: dict[str, Any] = {}
+        for name, values in zip(self.parameters, self.alpha.T, strict=True):
+            if name == "angle":
+                columns["angle_deg"] = values * (180 / math.pi)
+            elif name.startswith("log_scale"):
+                columns[name.removeprefix("log_")] = pd.Series(values).map(math.exp).to_numpy()
+            elif name in ("tx", "ty"):
+                columns[f"{name}_px"] = values * (width if name == "tx" else height) / 2
+            else:
+                columns[name] = self.reflected if name == REFLECTED else values
+        columns["probability"] = self.hypothesis_weight[:, 0]
+        columns["elbo"] = self.elbo
+        columns["gain"] = self.gain
+        columns["n_iter"] = self.n_iter
+        columns["converged"] = self.converged
+        return pd.DataFrame(columns)

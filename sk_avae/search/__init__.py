@@ -1,0 +1,1 @@
+"""Finding a pose: starting poses, screening, descent, choice, certainty. Pure torch."""

@@ -1,0 +1,109 @@
+"""How certain a pose is: weights of hypotheses, and standard deviations from the curvature of the loss.
+
+References
+----------
+MacKay (2003), "Information Theory, Inference, and Learning Algorithms", chapter 27 (Laplace's approximation).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..model.affine import parameters_of
+from .objective import Objective, step_units
+
+# The part of such a distance over which curvature is taken, and the deviation of parameters (1 but for these) of which
+# neither ELBO nor prior say anything: an angle is then uniform on the circle.
+_CURVATURE_STEP = 0.5
+_FLATTEST = 1.0  # nats per squared unit: no typical curvature is weaker
+_WIDEST = {"angle": math.pi / math.sqrt(3)}
+
+
+def hypothesis_weights(score: Tensor, duplicate: Tensor) -> Tensor:
+    """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first."""
+    below = (score - score[:, :1]).nan_to_num(nan=-math.inf).masked_fill(duplicate, -math.inf)
+    below[:, 0] = 0.0
+    return below.softmax(dim=1)
+
+
+def curvature(objective: Objective, alpha: Tensor) -> Tensor:
+    """Return the Hessians of -(ELBO + log prior) at poses, of shape (n, n_free, n_free), in units of `step_units`.
+
+    Central differences of the gradient, over steps in which the kinks of the interpolation average out.
+
+    Parameters
+    ----------
+    objective : Objective
+    alpha : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    hessian : Tensor of shape (n, n_free, n_free), float64
+        Over the parameters that are not frozen.
+    """
+    unit = step_units(objective.model, alpha)
+    free = unit.nonzero()[:, 0].tolist()
+    evaluate = objective.loss_and_gradient
+    rows = torch.arange(len(alpha), device=alpha.device)
+    columns = []
+    for i in free:
+        step = torch.zeros_like(alpha[:1])
+        step[0, i] = unit[i] * _CURVATURE_STEP
+        change = evaluate(rows, alpha + step)[1] - evaluate(rows, alpha - step)[1]
+        columns.append((change[:, free] * unit[free] / (2 * _CURVATURE_STEP)).nan_to_num())
+    hessian = torch.stack(columns, dim=2).double()
+    return (hessian + hessian.transpose(1, 2)) / 2
+
+
+def typical_metric(objective: Objective) -> Tensor:
+    """Return the inverse Hessian that refinement begins with, of shape (n_params, n_params): that of canonical images.
+
+    The geometric mean (of matrices: the mean of logarithms) of the images' own at the identity, in which those of
+    strong and of weak curvature have equal say; 0 for frozen parameters.
+    """
+    model, images = objective.model, objective.images
+    alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
+    free = step_units(model, alpha).nonzero()[:, 0]
+    metric = images.new_zeros(alpha.shape[1], alpha.shape[1])
+    if len(free):
+        eigenvalues, vectors = torch.linalg.eigh(curvature(objective, alpha))
+        logs = eigenvalues.clamp(min=_FLATTEST).log()
+        mean = (vectors @ (logs[:, :, None] * vectors.transpose(1, 2))).mean(dim=0)
+        metric[free[:, None], free] = torch.linalg.matrix_exp(-mean).to(metric)
+    return metric
+
+
+def pose_deviation(objective: Objective, alpha: Tensor) -> Tensor:
+    """Return standard deviations of poses, from the curvature of ELBO plus log prior at the optimum.
+
+    The covariance is the inverse Hessian (Laplace's approximation), see `curvature`. Where the ELBO is flat the
+    deviation is that of the prior; where the prior is flat too, that of the uniform distribution on the circle for an
+    angle, else 1.
+
+    Parameters
+    ----------
+    objective : Objective
+    alpha : Tensor of shape (n, n_params)
+
+    Returns
+    -------
+    deviation : Tensor of shape (n, n_params)
+        In units of alpha; 0 for frozen parameters.
+    """
+    model = objective.model
+    names = parameters_of(model.family)
+    unit = step_units(model, alpha).tolist()
+    free = [i for i, u in enumerate(unit) if u]
+    deviation = torch.zeros_like(alpha)
+    if not free:
+        return deviation
+    steps = alpha.new_tensor(unit)[free]
+    # On the CPU: a GPU's solver takes gigabytes for as many small matrices.
+    eigenvalues, vectors = torch.linalg.eigh(curvature(objective, alpha).cpu())
+    widest = steps.new_tensor([min(model.scale[i], _WIDEST.get(names[i], 1.0)) for i in free])
+    # No direction is wider than the widest parameter, so that a flat one does not swamp the others.
+    flattest = float((steps / widest).square().min())
+    variance = (vectors.square() / eigenvalues.clamp(min=flattest)[:, None]).sum(dim=2)
+    deviation[:, free] = (variance.sqrt().to(alpha) * steps).minimum(widest)
+    return deviation

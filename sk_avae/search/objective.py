@@ -1,0 +1,87 @@
+"""What the search minimises: -(ELBO + log prior), in nats, of given images at given poses. Its one source of losses."""
+
+import torch
+from torch import Tensor
+
+from ..model.affine import REFLECTED, parameters_of
+from ..model.avae import AVAE
+from ..model.batches import images_per_batch, in_batches, row_batches
+
+# Typical distance of a restart from its optimum: the unit in which refinement steps are measured.
+_STEP = {
+    "angle": 0.15,
+    "log_scale": 0.15,
+    "log_scale_x": 0.15,
+    "log_scale_y": 0.15,
+    "shear": 0.15,
+    "tx": 0.1,
+    "ty": 0.1,
+    REFLECTED: 0.0,
+}
+
+
+def step_units(model: AVAE, like: Tensor) -> Tensor:
+    """Return a restart's typical distance from its optimum per parameter, of shape (n_params,); 0 if frozen."""
+    names = parameters_of(model.family)
+    return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
+
+
+class Objective:
+    """The losses of images at poses, their gradients, and what the critic says; in batches, in bounded memory.
+
+    Methods take `rows`, the numbers of images, of shape (m,), and `poses` of shape (m, n_params): a pose for each.
+
+    Parameters
+    ----------
+    model : AVAE
+        Its networks in evaluation mode; nothing in it is changed.
+    images : Tensor of shape (n, n_channels, height, width)
+
+    Attributes
+    ----------
+    moments : Moments or None
+        What the model's density has to know of the images, found once for all their poses.
+    """
+
+    def __init__(self, model: AVAE, images: Tensor) -> None:
+        self.model = model
+        self.images = images
+        self.moments = model.moments(images)
+        self._size = images_per_batch(images, model.vae)
+        self._critic_size = images_per_batch(images, model.critic)
+
+    def loss(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return the losses, of shape (m,)."""
+        return in_batches(self._loss, self._size, rows, poses)
+
+    def loss_and_gradient(self, rows: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses, of shape (m,), and their gradients by the poses, of shape (m, n_params)."""
+        losses, gradients = [], []
+        for batch, n_kept in row_batches(len(rows), self._size, self.images.device):
+            with torch.enable_grad():
+                pose = poses[batch].detach().requires_grad_(True)
+                loss = self._loss(rows[batch], pose)
+                (gradient,) = torch.autograd.grad(loss.sum(), pose)
+            losses.append(loss.detach()[:n_kept])
+            gradients.append(gradient[:n_kept])
+        return torch.cat(losses), torch.cat(gradients)
+
+    def log_prior(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return the log prior: that of the parameters, and of the moments that the poses leave; of shape (m,)."""
+        return self.model.log_prior_of(self.images, poses, self.moments and self.moments.of(rows))
+
+    def critic_score(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return what the critic says of the canonical images, in nats, of shape (m,); 0 without one."""
+        images, model = self.images, self.model
+        return in_batches(lambda row, pose: model.critic_score(images[row], pose), self._critic_size, rows, poses)
+
+    def elbo_identity(self) -> Tensor:
+        """Return the ELBO of every image as it came, without warps, of shape (n,)."""
+        return in_batches(self.model.elbo, self._size, self.images)
+
+    def critic_score_identity(self) -> Tensor:
+        """Return what the critic says of every image as it came, of shape (n,)."""
+        return in_batches(self.model.critic_score, self._critic_size, self.images)
+
+    def _loss(self, rows: Tensor, poses: Tensor) -> Tensor:
+        return -self.model.elbo(self.images[rows], poses) - self.log_prior(rows, poses)

@@ -1,0 +1,52 @@
+"""Which poses are searched for, and how hard."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How hard alignment searches, and how it reads what it found.
+
+    Attributes
+    ----------
+    n_restarts : int
+        Starting poses per image, at most.
+    n_refine : int
+        Distinct restarts that are refined per image.
+    max_iter : int
+        Evaluations per refined restart.
+    tol : float
+        Predicted decrease of the loss, in nats, below which a refinement has converged.
+    min_gain : float or None
+        An image is moved only if its score (ELBO, log prior, critic) gains more than this over the identity, in nats.
+        None stands for the one that `fit` learned; the search itself takes a number.
+    temperature : float
+        Of the hypotheses' weights, in nats.
+    """
+
+    n_restarts: int = 16
+    n_refine: int = 2
+    max_iter: int = 100
+    tol: float = 5e-2
+    min_gain: float | None = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class PoseSettings:
+    """Which poses are searched for, and what helps to find them.
+
+    Attributes
+    ----------
+    family : str
+        In full: with its reflections, where they are allowed.
+    scale : tuple of float
+        The prior's standard deviations, in units of the image; see `prior.prior_scale`.
+    learned_starts, critic : bool
+        Whether the proposer, and density and critic, take part where they were learned.
+    """
+
+    family: str
+    scale: tuple[float, ...]
+    learned_starts: bool = True
+    critic: bool = True

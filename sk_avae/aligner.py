@@ -100,7 +100,7 @@ class Aligner:
     pose : PoseSettings
         Which poses are searched for.
     search : SearchSettings
-        How hard; a `min_gain` of None is the one that was learned.
+        How hard.
     evaluated : nn.Module or None, default=None
         The VAE as it is evaluated, see `vae.fused`; None makes it.
     """
@@ -177,7 +177,7 @@ class Aligner:
         ValueError
             If it was to be learned, and was not.
         """
-        if self.search.min_gain is not None:
+        if not self.pose.learned_gate:
             return self.search.min_gain
         if self.models.min_gain is None:
             raise ValueError(

@@ -531,8 +531,8 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         return {**attributes, "aligner_": replace(attributes["aligner_"], models=SearchModels(min_gain=0.0))}
 
     def _set_fitted(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
-        vars(self).update(self._attributes(setup, trained))
-        vars(self).pop("alpha_", None)  # of an earlier fit
+        self.__dict__.update(self._attributes(setup, trained))
+        self.__dict__.pop("alpha_", None)  # of an earlier fit
 
     def _learn_search_models(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
         """Learn what helps the search from the training images, now that the weights are final."""
@@ -550,10 +550,11 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
 
     def _pose_settings(self) -> PoseSettings:
         scale = prior_scale(self.alpha_prior, self._family)
-        return PoseSettings(self._family, scale, bool(self.learned_starts), bool(self.critic))
+        learned_gate = isinstance(self.min_gain, str)
+        return PoseSettings(self._family, scale, bool(self.learned_starts), bool(self.critic), learned_gate)
 
     def _search_settings(self) -> SearchSettings:
-        min_gain = None if isinstance(self.min_gain, str) else float(self.min_gain)
+        min_gain = 0.0 if isinstance(self.min_gain, str) else float(self.min_gain)
         return SearchSettings(self.n_restarts, self.n_refine, self.max_iter, float(self.tol), min_gain)
 
     def _aligner(self) -> Aligner:

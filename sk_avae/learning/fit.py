@@ -427,4 +427,5 @@ def some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: tor
 
 def without_gate(aligner: Aligner) -> Aligner:
     """Return an aligner that moves every image that gains by it."""
-    return replace(aligner, search=replace(aligner.search, min_gain=0.0))
+    pose, search = replace(aligner.pose, learned_gate=False), replace(aligner.search, min_gain=0.0)
+    return replace(aligner, pose=pose, search=search)

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -26,7 +29,7 @@ def from_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]], device: t
     return freeze(module, device)
 
 
-def freeze(module: nn.Module, device: torch.device) -> nn.Module:
+def freeze(module: Module, device: torch.device) -> Module:
     """Put a module into evaluation mode on `device`, its parameters without gradients."""
     module.zero_grad(set_to_none=True)
     return module.to(device).eval().requires_grad_(False)

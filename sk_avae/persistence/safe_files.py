@@ -1,8 +1,8 @@
 """Fitted models in safe files: weights as safetensors, everything else as JSON, nothing in them that could run.
 
 A file is one of the safetensors format. Its metadata hold one entry, ``sk_avae``: a JSON document (see `plain_json`)
-with the number of the format, the package's version, the device and the model: ``{"AVAEEstimator": {...}}`` with what its
-`__getstate__` returns. The networks are named, never imported ("mlp", "conv", "bernoulli", "gaussian");
+with the number of the format, the package's version, the device and the model: ``{"AVAEEstimator": {...}}`` with
+what its `__getstate__` returns. The networks are named, never imported ("mlp", "conv", "bernoulli", "gaussian");
 ``{"own": [role, class]}`` stands for a module of the user's. The tensor ``sha256`` holds the checksum of the document
 and of all other tensors.
 

@@ -17,9 +17,8 @@ class SearchSettings:
         Evaluations per refined restart.
     tol : float
         Predicted decrease of the loss, in nats, below which a refinement has converged.
-    min_gain : float or None
+    min_gain : float
         An image is moved only if its score (ELBO, log prior, critic) gains more than this over the identity, in nats.
-        None stands for the one that `fit` learned; the search itself takes a number.
     temperature : float
         Of the hypotheses' weights, in nats.
     """
@@ -28,7 +27,7 @@ class SearchSettings:
     n_refine: int = 2
     max_iter: int = 100
     tol: float = 5e-2
-    min_gain: float | None = 0.0
+    min_gain: float = 0.0
     temperature: float = 1.0
 
 
@@ -44,9 +43,12 @@ class PoseSettings:
         The prior's standard deviations, in units of the image; see `prior.prior_scale`.
     learned_starts, critic : bool
         Whether the proposer, and density and critic, take part where they were learned.
+    learned_gate : bool
+        Whether the gate is the one that was learned, rather than the `min_gain` of the search.
     """
 
     family: str
     scale: tuple[float, ...]
     learned_starts: bool = True
     critic: bool = True
+    learned_gate: bool = False

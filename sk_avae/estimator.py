@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
@@ -16,6 +16,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import nn
 
+from ._learned import LearnedAttributes
 from ._validation import (
     check_count,
     check_flag,
@@ -39,18 +40,17 @@ from .images import ImageFormat, floats_like
 from .learning import fit as learning
 from .learning.perturbation import random_poses
 from .learning.recipes import ModelParameters, check_same_model
-from .learning.search_models import Wanted
+from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
 from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
-from .model.module_state import Network, available_device, build, freeze, pack, to_arrays, unpack
-from .model.moments import mean_moments
+from .model.module_state import Network, available_device, build, freeze, pack, unpack
 from .model.prior import prior_scale
 from .model.vae import check_methods, check_shapes
 from .result import AlignmentResult
 from .search.settings import PoseSettings, SearchSettings
 
 
-class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
+class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
     `fit` trains a VAE. Afterwards, for each image, the affine pose `alpha` is found whose removal makes the
@@ -212,8 +212,6 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
     (5, 785)
     """
 
-    aligner_: Aligner
-
     __metadata_request__transform = {"out": UNUSED}  # noqa: RUF012  # where to write is no metadata
 
     def __init__(
@@ -285,62 +283,6 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         self.memory = memory
         self.verbose = verbose
 
-    # ------------------------------------------------------------------ what was learned
-    @property
-    def module_(self) -> Any:
-        """The trained VAE, in evaluation mode."""
-        return self.aligner_.vae.module
-
-    @property
-    def likelihood_(self) -> Any:
-        """The likelihood, with its learned scale."""
-        return self.aligner_.likelihood.module
-
-    @property
-    def image_format_(self) -> ImageFormat:
-        """Learned scaling and background."""
-        return self.aligner_.image_format
-
-    @property
-    def image_shape_(self) -> tuple[int, ...]:
-        """Shape of an image."""
-        return self.aligner_.image_format.image_shape
-
-    @property
-    def moments_(self) -> tuple[NDArray[Any], ...] | None:
-        """Mean centroid and covariance of the training images' ink."""
-        return self.aligner_.moments
-
-    @property
-    def proposer_(self) -> Any:
-        """The network that proposes starting poses."""
-        return self.aligner_.models.proposer
-
-    @property
-    def density_(self) -> nn.Module | None:
-        """The density of the moments of canonical images."""
-        return self.aligner_.models.density
-
-    @property
-    def critic_(self) -> nn.Module | None:
-        """The trained critic."""
-        return self.aligner_.models.critic
-
-    @property
-    def temperature_(self) -> float:
-        """Temperature of the hypotheses' weights, in nats."""
-        return self.aligner_.models.temperature
-
-    @property
-    def pose_spread_(self) -> dict[str, float]:
-        """Per parameter, the standard deviation of the training images' own poses."""
-        return dict(self.aligner_.models.pose_spread)
-
-    @property
-    def min_gain_(self) -> float | None:
-        """What ``min_gain="auto"`` stands for."""
-        return self.aligner_.models.min_gain
-
     # ------------------------------------------------------------------ fitting
     @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -372,14 +314,17 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         task, interrupt = Task.of_fit(self, int(self.max_epochs) + 1, X, y), None
         with unchanged_on_error(self):
             setup = self._setup(X, goes_on=self.warm_start and hasattr(self, "aligner_"))
-            observer = learning.EpochObserver(
+            parameters = self._fit_parameters(len(setup.rows))
+            observer = EpochObserver(
                 task, lambda trained: self._seen_by_callbacks(setup, trained), remembers=bool(self.warm_start)
             )
             try:
-                trained = self._train(setup, observer)
+                trained = learning.train(parameters, setup, observer)
                 self._set_fitted(setup, trained)
                 task_of_search = task.subtask("learn-search").begin()
-                self._learn_search_models(setup, trained)
+                self.aligner_, alpha = learning.learn(self.aligner_, parameters, setup, trained)
+                if alpha is not None:
+                    self.alpha_ = alpha
                 task_of_search.end()
             except KeyboardInterrupt as error:
                 if observer.last is None:
@@ -436,117 +381,75 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         with unchanged_on_error(self):
             setup = self._setup(X, goes_on=hasattr(self, "aligner_"))
             moments = self.moments_ if setup.checkpoint is not None else None
-            self._set_fitted(setup, self._train(setup))
+            self._set_fitted(setup, learning.train(self._fit_parameters(len(setup.rows)), setup))
             if moments is not None:
                 self.aligner_ = replace(self.aligner_, moments=moments)
         return self
 
     def _setup(self, X: ArrayLike, *, goes_on: bool) -> learning.TrainingSetup:
         """Return what to train on X: the fitted model if it goes on, else a new one."""
-        device, parameters = resolve_device(self.device), self._model_parameters()
+        device, model, rescale = resolve_device(self.device), self._model_parameters(), bool(self.rescale)
         if goes_on:
             rows, _ = check_rows(self, X, image_shape=self.image_shape_)
-            aligner = self.aligner_
-            self._check_goes_on(parameters)
-            image_format, vae_recipe, likelihood_recipe = (
-                aligner.image_format,
-                aligner.vae.recipe,
-                aligner.likelihood.recipe,
-            )
-            weights = to_arrays(aligner.vae.module), to_arrays(aligner.likelihood.module)
-            checkpoint = learning.Checkpoint(*weights, getattr(self, "_adam", None), self.n_iter_)
-            history = tuple(self.history_[: self.n_iter_])
+            self._check_goes_on(model)
+            setup = learning.continued_setup(rows, self.aligner_, getattr(self, "_adam", None), self.history_)
         else:
             rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
             image_format = ImageFormat.learn(
-                rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=self.rescale
+                rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=rescale
             )
-            vae_recipe = parameters.vae_recipe(image_format)
-            likelihood_recipe = parameters.likelihood_recipe(image_format, rows)
-            checkpoint, history = None, ()
-        images = learning.training_images(
-            image_format, build(likelihood_recipe), rows, device, rescale=bool(self.rescale)
-        )
-        return learning.TrainingSetup(rows, images, image_format, vae_recipe, likelihood_recipe, checkpoint, history)
+            setup = learning.new_setup(rows, image_format, model)
+        return setup.with_images(device, rescale=rescale)
 
     def _model_parameters(self) -> ModelParameters:
         return ModelParameters(self.module, self.latent_size, self.hidden_layer_sizes, self.likelihood)
 
-    def _check_goes_on(self, parameters: ModelParameters) -> None:
+    def _check_goes_on(self, model: ModelParameters) -> None:
         """Raise if the parameters that are set now describe another model than the one that is to go on."""
         aligner, shape = self.aligner_, self.image_shape_
         if self.image_shape is not None:
             shape = resolve_image_shape(self.image_shape, self.n_features_in_)
         now = replace(aligner.image_format, image_shape=shape, pad=int(self.pad), padding=self.padding)
-        check_same_model((aligner.vae.recipe, aligner.likelihood.recipe, aligner.image_format), parameters, now)
+        check_same_model((aligner.vae.recipe, aligner.likelihood.recipe, aligner.image_format), model, now)
 
-    def _train(self, setup: learning.TrainingSetup, observer: learning.EpochObserver | None = None) -> learning.Trained:
-        """Train a VAE, or find what was trained before from equal images by equal settings.
-
-        Without an observer this is a part of a training whose end is not known.
-        """
-        in_part, n_images = observer is None, len(setup.rows)
-        pose_search = None
-        if self.align_training:
-            scale = setup.image_format.frame_prior(self._family, prior_scale(self.alpha_prior, self._family))
-            learning.warn_if_poses_mean_little(setup.images, self._family, scale, self._batch_size_for(n_images))
-            pose_search = learning.PoseSearch(self._family, scale, int(self.n_restarts))
-        config = learning.TrainingConfig(
-            rows=np.ascontiguousarray(setup.rows),  # strides have no part in what is remembered
-            image_format=setup.image_format,
-            vae_recipe=learning.packed(setup.vae_recipe),
-            likelihood_recipe=learning.packed(setup.likelihood_recipe),
-            settings=VAESettings(
-                latent_size=int(self.latent_size),
-                max_epochs=1 if in_part else int(self.max_epochs),
-                batch_size=self._batch_size_for(n_images),
-                lr=float(self.lr),
-                weight_decay=float(self.weight_decay),
-                patience=int(self.n_iter_no_change) if self.early_stopping and not in_part else None,
-            ),
-            validation_fraction=None if in_part else self.validation_fraction or (0.1 if self.early_stopping else None),
-            pose_search=pose_search,
-            checkpoint=setup.checkpoint,
-            in_part=in_part,
-            seed=seed_from(self.random_state),
-            device=str(setup.images.device),
-            versions=(__version__, torch.__version__),
+    def _fit_parameters(self, n_images: int) -> learning.FitParameters:
+        """Return what `fit` reads, with what is "auto" decided."""
+        settings = VAESettings(
+            latent_size=int(self.latent_size),
+            max_epochs=int(self.max_epochs),
+            batch_size=learning.batch_size_for(n_images) if isinstance(self.batch_size, str) else int(self.batch_size),
+            lr=float(self.lr),
+            weight_decay=float(self.weight_decay),
+            patience=int(self.n_iter_no_change) if self.early_stopping else None,
         )
-        run: Callable[..., learning.Trained] = learning.run
-        memory = check_memory(self.memory)
         told = self.callbacks or getattr(self, "_skl_callbacks", None)
-        if not in_part and not told and isinstance(self.random_state, Integral):
-            run = memory.cache(run, ignore=["images", "callbacks", "verbose", "observer"])
-        return run(config, setup.images, self.callbacks or [], self.verbose, observer)
+        memory = check_memory(self.memory)
+        return learning.FitParameters(
+            settings=settings,
+            pose=self._pose_settings(),
+            search=self._search_settings(),
+            validation_fraction=self.validation_fraction or (0.1 if self.early_stopping else None),
+            align_training=bool(self.align_training),
+            callbacks=tuple(self.callbacks or ()),
+            memory=memory if not told and isinstance(self.random_state, Integral) else check_memory(None),
+            seed=seed_from(self.random_state),
+            verbose=self.verbose,
+        )
 
-    def _attributes(self, setup: learning.TrainingSetup, trained: learning.Trained) -> dict[str, Any]:
+    def _attributes(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
         """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
         history = learning.whole_history(setup, trained)
         aligner = learning.trained_aligner(setup, trained, self._pose_settings(), self._search_settings())
         return {"aligner_": aligner, "history_": history, "n_iter_": len(history), "_adam": trained.adam}
 
-    def _seen_by_callbacks(self, setup: learning.TrainingSetup, trained: learning.Trained) -> dict[str, Any]:
+    def _seen_by_callbacks(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
         """Return the attributes as if `fit` ended now, with a gate that is open: none has been learned yet."""
         attributes = self._attributes(setup, trained)
         return {**attributes, "aligner_": replace(attributes["aligner_"], models=SearchModels(min_gain=0.0))}
 
-    def _set_fitted(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
+    def _set_fitted(self, setup: learning.TrainingSetup, trained: Trained) -> None:
         self.__dict__.update(self._attributes(setup, trained))
         self.__dict__.pop("alpha_", None)  # of an earlier fit
-
-    def _learn_search_models(self, setup: learning.TrainingSetup, trained: learning.Trained) -> None:
-        """Learn what helps the search from the training images, now that the weights are final."""
-        images, generator = setup.images, torch.Generator()
-        generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
-        if self.align_training:
-            images = learning.some_canonical_images(self.aligner_, setup, generator, self.verbose)
-        self.aligner_ = learning.with_search_models(self.aligner_, images, self._wanted(), generator, self.verbose)
-        self.aligner_.gate()
-        if self.align_training:
-            self.alpha_ = learning.without_gate(self.aligner_).align(setup.rows, verbose=self.verbose).alpha
-
-    def _wanted(self) -> Wanted:
-        return Wanted(bool(self.learned_starts), bool(self.critic), 2 * self.max_epochs)
 
     def _pose_settings(self) -> PoseSettings:
         scale = prior_scale(self.alpha_prior, self._family)
@@ -561,9 +464,6 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         """Return what was learned with the settings of now, which may have been set after `fit`."""
         check_is_fitted(self)
         return replace(self.aligner_, pose=self._pose_settings(), search=self._search_settings())
-
-    def _batch_size_for(self, n_images: int) -> int:
-        return learning.batch_size_for(n_images) if isinstance(self.batch_size, str) else int(self.batch_size)
 
     def _check_parameters(self) -> None:
         for name in ("latent_size", "max_epochs", "n_iter_no_change"):
@@ -686,20 +586,12 @@ class AVAEEstimator(CallbackSupport, TransformerMixin, BaseEstimator):
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_ = [], 0
         if X is not None:
-            estimator._learn_from_upright(X)
+            rows = estimator._rows(X)
+            read = estimator._fit_parameters(len(rows))
+            rescale = bool(estimator.rescale)
+            estimator.aligner_ = learning.learn_from_upright(estimator.aligner_, read, rows, rescale=rescale)
         estimator.aligner_.gate()
         return estimator
-
-    def _learn_from_upright(self, X: ArrayLike) -> None:
-        """Learn moments and search models of a model that was trained elsewhere."""
-        rows, aligner = self._rows(X), self.aligner_
-        images = learning.training_images(
-            aligner.image_format, self.likelihood_, rows, aligner.device, rescale=bool(self.rescale)
-        )
-        typical = mean_moments(images, aligner.image_format.model_background(aligner.device))
-        aligner = replace(aligner, moments=tuple(moment.cpu().numpy() for moment in typical))
-        generator = torch.Generator().manual_seed(seed_from(self.random_state))
-        self.aligner_ = learning.with_search_models(aligner, images, self._wanted(), generator, self.verbose)
 
     # ------------------------------------------------------------------ alignment
     def align(self, X: ArrayLike) -> AlignmentResult:

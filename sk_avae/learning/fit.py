@@ -1,67 +1,69 @@
-"""`fit`, step by step: what is trained and on what, the training as a function of plain data, and the `Aligner`.
-
-What the trained weights depend on goes in as one value, arrays come out, so that a training can be cached.
-"""
+"""`fit`, step by step: what is trained and on what, the training, and the search models that are learned afterwards."""
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from .._version import __version__
 from ..aligner import Aligner, SearchModels
-from ..callbacks import Task
 from ..images import ImageFormat
-from ..model.avae import AVAE, canonical_images, is_constant
-from ..model.module_state import Network, build, global_generator, pack, rebuild, to_arrays, unpack
+from ..model.avae import canonical_images, is_constant
+from ..model.module_state import Network, build, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
-from ..model.vae import check_shapes
 from ..search.settings import PoseSettings, SearchSettings
-from .epochs import EpochEvents, History, n_steps
-from .recipes import Recipe
+from .epochs import History
+from .recipes import ModelParameters, Recipe
 from .search_models import Wanted, learn_search_models, n_looked_at
-from .training_poses import TrainingPoses
-from .vae_training import TrainingImages, VAESettings, train_vae
+from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
+from .vae_training import VAESettings
 
 _STEPS_PER_EPOCH = 48
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
-# Share of joint training over which the agreement with the mean image fades out.
-AGREEING = 0.5
 
-
-class PoseSearch(NamedTuple):
-    """What decides the poses of training images: the family, its prior's deviations and the number of starts."""
-
-    family: str
-    scale: tuple[float, ...]
-    n_restarts: int
-
-
-class Checkpoint(NamedTuple):
-    """Where training goes on.
+@dataclass(frozen=True)
+class FitParameters:
+    """What `fit` reads of the estimator's parameters, with what is "auto" decided.
 
     Attributes
     ----------
-    vae, likelihood : dict from str to ndarray
-        Parameters and buffers.
-    adam : dict or None
-        The state of Adam to go on with, with arrays for tensors; None begins anew.
-    n_epochs : int
-        Done before: those to come draw other random numbers.
+    settings : VAESettings
+    pose : PoseSettings
+    search : SearchSettings
+    validation_fraction : float or None
+        Share of the images that is held out.
+    align_training : bool
+        Whether training images get poses.
+    callbacks : tuple
+        Skorch callbacks.
+    memory : joblib.Memory
+    seed : int
+        Of all random numbers.
+    verbose : int
     """
 
-    vae: dict[str, NDArray[Any]]
-    likelihood: dict[str, NDArray[Any]]
-    adam: dict[int, dict[str, NDArray[Any]]] | None
-    n_epochs: int
+    settings: VAESettings
+    pose: PoseSettings
+    search: SearchSettings
+    validation_fraction: float | None
+    align_training: bool
+    callbacks: tuple[Any, ...]
+    memory: Any
+    seed: int
+    verbose: int
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which search models there are to be."""
+        return Wanted(self.pose.learned_starts, self.pose.critic, 2 * self.settings.max_epochs)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ class TrainingSetup:
     Attributes
     ----------
     rows : ndarray of shape (n_samples, n_features)
-    images : Tensor of shape (n_samples, n_channels, height, width)
-        The rows as the model sees them.
     image_format : ImageFormat
     vae_recipe, likelihood_recipe : dict
         See `module_state.build`.
@@ -80,110 +80,36 @@ class TrainingSetup:
         None is a new model.
     history : list of dict
         Of the epochs before.
+    images : Tensor of shape (n_samples, n_channels, height, width)
+        The rows as the model sees them.
     """
 
     rows: NDArray[Any]
-    images: Tensor
     image_format: ImageFormat
     vae_recipe: Recipe
     likelihood_recipe: Recipe
     checkpoint: Checkpoint | None = None
     history: tuple[dict[str, float], ...] = ()
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def with_images(self, device: torch.device, *, rescale: bool) -> "TrainingSetup":
+        """Return the setup with its rows as the model sees them, see `training_images`."""
+        images = training_images(self.image_format, build(self.likelihood_recipe), self.rows, device, rescale=rescale)
+        return replace(self, images=images)
 
 
-class TrainingConfig(NamedTuple):
-    """All that the trained weights depend on.
-
-    Attributes
-    ----------
-    rows : ndarray of shape (n_samples, n_features)
-        Training images.
-    image_format : ImageFormat
-        How the model sees them.
-    vae_recipe, likelihood_recipe : dict
-        Of the VAE and of its likelihood, see `module_state.build`; instances in them are packed.
-    settings : VAESettings
-    validation_fraction : float or None
-        Share of the images that is held out.
-    pose_search : PoseSearch or None
-        For images without a common pose; None trains on them as they come.
-    checkpoint : Checkpoint or None
-        None builds a new VAE.
-    in_part : bool
-        Whether more training will follow: the learning rate stays as it is, and the state of Adam is kept.
-    seed : int
-        Of all random numbers.
-    device : str
-    versions : tuple of str
-        Of the code: this package's and torch's.
-    """
-
-    rows: NDArray[Any]
-    image_format: ImageFormat
-    vae_recipe: Recipe
-    likelihood_recipe: Recipe
-    settings: VAESettings
-    validation_fraction: float | None
-    pose_search: PoseSearch | None
-    checkpoint: Checkpoint | None
-    in_part: bool
-    seed: int
-    device: str
-    versions: tuple[str, ...]
+def new_setup(rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters) -> TrainingSetup:
+    """Return what to train for a new model."""
+    recipes = model.vae_recipe(image_format), model.likelihood_recipe(image_format, rows)
+    return TrainingSetup(rows, image_format, *recipes)
 
 
-class Trained(NamedTuple):
-    """What training gives.
-
-    Attributes
-    ----------
-    vae, likelihood : dict from str to ndarray
-        Parameters and buffers.
-    history : list of dict
-        See `train_vae`; of this training alone.
-    moments : tuple of ndarray
-        Mean moments of the training images, in the canonical pose; see `moments.mean_moments`.
-    generator_state : ndarray
-        Of the random numbers, for what is learned afterwards.
-    adam : dict or None
-        The state of Adam, after training in part.
-    """
-
-    vae: dict[str, NDArray[Any]]
-    likelihood: dict[str, NDArray[Any]]
-    history: History
-    moments: tuple[NDArray[Any], ...]
-    generator_state: NDArray[Any]
-    adam: dict[int, dict[str, NDArray[Any]]] | None = None
-
-
-class EpochObserver:
-    """Tells callbacks of epochs, and remembers what the last whole one gave.
-
-    Parameters
-    ----------
-    task : Task
-        Of the fit.
-    attributes : callable
-        Makes the attributes of an estimator from what training gave.
-    remembers : bool
-    """
-
-    def __init__(self, task: Task, attributes: Callable[[Trained], dict[str, Any]], *, remembers: bool) -> None:
-        self.last: Trained | None = None
-        self._task = self._epoch = task
-        self._attributes = attributes
-        self._remembers = remembers
-
-    def begin(self) -> None:
-        """Note that an epoch begins."""
-        self._epoch = self._task.subtask("epoch").begin()
-
-    def end(self, trained: Callable[[], Trained]) -> bool:
-        """Note that an epoch ended, and return whether a callback asks to stop here."""
-        if self._remembers:
-            self.last = trained()
-        return self._epoch.end(lambda: self._attributes(trained()))
+def continued_setup(rows: NDArray[Any], aligner: Aligner, adam: Any, history: History) -> TrainingSetup:
+    """Return what to train for a model that goes on."""
+    weights = to_arrays(aligner.vae.module), to_arrays(aligner.likelihood.module)
+    checkpoint = Checkpoint(*weights, adam, len(history))
+    recipes = aligner.vae.recipe, aligner.likelihood.recipe
+    return TrainingSetup(rows, aligner.image_format, *recipes, checkpoint, tuple(history))
 
 
 def batch_size_for(n_images: int) -> int:
@@ -238,143 +164,42 @@ def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, .
     warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
 
 
-def packed(recipe: Recipe) -> Recipe:
+def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserver | None = None) -> Trained:
+    """Train a VAE, or find what was trained before from equal images by equal settings.
+
+    Without an observer this is a part of a training whose end is not known: one epoch, of which nothing is held out.
+    """
+    in_part, settings, pose_search = observer is None, parameters.settings, None
+    if in_part:
+        settings = replace(settings, max_epochs=1, patience=None)
+    if parameters.align_training:
+        family = parameters.pose.family
+        scale = setup.image_format.frame_prior(family, parameters.pose.scale)
+        warn_if_poses_mean_little(setup.images, family, scale, settings.batch_size)
+        pose_search = PoseSearch(family, scale, int(parameters.search.n_restarts))
+    config = TrainingConfig(
+        rows=np.ascontiguousarray(setup.rows),  # strides have no part in what is remembered
+        image_format=setup.image_format,
+        vae_recipe=_packed(setup.vae_recipe),
+        likelihood_recipe=_packed(setup.likelihood_recipe),
+        settings=settings,
+        validation_fraction=None if in_part else parameters.validation_fraction,
+        pose_search=pose_search,
+        checkpoint=setup.checkpoint,
+        in_part=in_part,
+        seed=parameters.seed,
+        device=str(setup.images.device),
+        versions=(__version__, torch.__version__),
+    )
+    run_or_recall: Callable[..., Trained] = run
+    if not in_part:
+        run_or_recall = parameters.memory.cache(run, ignore=["images", "callbacks", "verbose", "observer"])
+    return run_or_recall(config, setup.images, parameters.callbacks, parameters.verbose, observer)
+
+
+def _packed(recipe: Recipe) -> Recipe:
     """Return a recipe whose instance has arrays for tensors, by which it can be hashed."""
     return {**recipe, "module": pack(recipe["module"])}
-
-
-def run(
-    config: TrainingConfig,
-    images: Tensor,
-    callbacks: Sequence[Any],
-    verbose: int,
-    observer: EpochObserver | None = None,
-) -> Trained:
-    """Build a VAE, or take up one, and train it.
-
-    Parameters
-    ----------
-    config : TrainingConfig
-    images : Tensor of shape (n, n_channels, height, width)
-        The config's rows as the model sees them, on its device.
-    callbacks : sequence
-        Skorch callbacks, which are copied.
-    verbose : int
-        Prints a line per epoch if positive.
-    observer : EpochObserver or None, default=None
-        Told of every epoch.
-
-    Returns
-    -------
-    trained : Trained
-
-    Raises
-    ------
-    ValueError
-        If the VAE does not have the shapes of the contract, or training diverges.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    # Initial weights and a user's dropout draw from torch's global generator: fits in threads take turns.
-    with global_generator(int(torch.randint(2**31, (), generator=generator)), images.device):
-        model = _built(config, images.device)
-        kept, held_out = _split(images, config.validation_fraction, generator)
-        adam = _resumed(config, model, generator)
-        data = _with_poses(config, model, kept, held_out)
-        still = mean_moments(images, model.background)
-
-        def trained(history: History) -> Trained:
-            moments = mean_moments(data.poses.canonical_images(), model.background) if data.poses else still
-            return Trained(
-                to_arrays(model.vae),
-                to_arrays(model.likelihood),
-                history,
-                tuple(moment.cpu().numpy() for moment in moments),
-                generator.get_state().numpy(),
-                None if adam is None else _arrays(adam),
-            )
-
-        events = None
-        if observer is not None:
-            events = EpochEvents(observer.begin, lambda history: observer.end(lambda: trained(history)))
-        history = train_vae(
-            model,
-            data,
-            config.settings,
-            generator=generator,
-            callbacks=callbacks,
-            verbose=verbose,
-            adam=adam,
-            events=events,
-        )
-    return trained(history)
-
-
-def _built(config: TrainingConfig, device: torch.device) -> AVAE:
-    """Build the VAE and its likelihood."""
-    image_format = config.image_format
-    vae = build({**config.vae_recipe, "module": unpack(config.vae_recipe["module"])}).to(device)
-    latent_size, wanted = check_shapes(vae.eval(), image_format.frame_shape), config.settings.latent_size
-    if latent_size != wanted:
-        raise ValueError(f"latent_size={wanted}, but {type(vae).__name__} has {latent_size} latent variables.")
-    likelihood = build({**config.likelihood_recipe, "module": unpack(config.likelihood_recipe["module"])}).to(device)
-    family, scale, _ = config.pose_search or PoseSearch("rotation", (), 0)
-    return AVAE(vae, likelihood, family, image_format.model_background(device), scale, image_format.padding)
-
-
-def _resumed(config: TrainingConfig, model: AVAE, generator: torch.Generator) -> dict[int, Any] | None:
-    """Load a checkpoint, if there is one, and return the state of Adam where training is done in parts."""
-    checkpoint = config.checkpoint
-    if checkpoint is not None:
-        # The same images are held out as before; what is drawn from here on is new.
-        seed = int(np.random.SeedSequence([config.seed, checkpoint.n_epochs]).generate_state(1)[0])
-        generator.manual_seed(seed)
-        torch.manual_seed(seed)  # type: ignore[no-untyped-call]
-        _load(model.vae, checkpoint.vae)
-        _load(model.likelihood, checkpoint.likelihood)
-    if not config.in_part:
-        return None
-    return {} if checkpoint is None or checkpoint.adam is None else _tensors(checkpoint.adam)
-
-
-def _with_poses(config: TrainingConfig, model: AVAE, kept: Tensor, held_out: Tensor | None) -> TrainingImages:
-    """Return what is trained on, with poses where these are to be found."""
-    if config.pose_search is None:
-        return TrainingImages(kept, held_out=held_out)
-    typical, n_restarts = mean_moments(kept, model.background), config.pose_search.n_restarts
-
-    def poses_of(some: Tensor, n_agreeing: int = 0) -> TrainingPoses:
-        movable = ~is_constant(config.image_format.crop(some))
-        return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing)
-
-    steps = n_steps(len(kept), config.settings.max_epochs, config.settings.batch_size)
-    poses = poses_of(kept, round(AGREEING * steps) if config.checkpoint is None else 0)
-    return TrainingImages(kept, poses, held_out, None if held_out is None else poses_of(held_out))
-
-
-def _load(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
-
-
-def _tensors(adam: Mapping[int, Mapping[str, NDArray[Any]]]) -> dict[int, dict[str, Tensor]]:
-    return {
-        index: {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
-        for index, state in adam.items()
-    }
-
-
-def _arrays(adam: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, NDArray[Any]]]:
-    return {
-        index: {name: np.array(tensor.cpu().numpy()) for name, tensor in state.items()} for index, state in adam.items()
-    }
-
-
-def _split(images: Tensor, fraction: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Split off a share of the images."""
-    if fraction is None:
-        return images, None
-    seed = int(torch.randint(2**31, (), generator=generator))
-    kept, out = train_test_split(np.arange(len(images)), test_size=fraction, random_state=seed)
-    return images[torch.from_numpy(kept)], images[torch.from_numpy(out)]
 
 
 def trained_aligner(setup: TrainingSetup, trained: Trained, pose: PoseSettings, search: SearchSettings) -> Aligner:
@@ -398,8 +223,45 @@ def whole_history(setup: TrainingSetup, trained: Trained) -> History:
     return [*setup.history, *({**epoch, "epoch": epoch["epoch"] + n} for epoch in trained.history)]
 
 
-def with_search_models(
-    aligner: Aligner, images: Tensor, wanted: Wanted, generator: torch.Generator, verbose: int
+def learn(
+    aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, trained: Trained
+) -> tuple[Aligner, NDArray[Any] | None]:
+    """Learn what helps the search from the training images, now that the weights are final.
+
+    Returns
+    -------
+    aligner : Aligner
+    alpha : ndarray of shape (n_samples, n_params) or None
+        With `align_training` the poses of the training images.
+
+    Raises
+    ------
+    ValueError
+        If a gate was to be learned from too few images.
+    """
+    images, generator = setup.images, torch.Generator()
+    generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
+    if parameters.align_training:
+        images = _some_canonical_images(aligner, setup, generator, parameters.verbose)
+    aligner = _with_search_models(aligner, parameters, images, generator)
+    aligner.gate()
+    if not parameters.align_training:
+        return aligner, None
+    return aligner, _without_gate(aligner).align(setup.rows, verbose=parameters.verbose).alpha
+
+
+def learn_from_upright(aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool) -> Aligner:
+    """Learn moments and search models from upright images, around a VAE that was trained elsewhere."""
+    image_format, device = aligner.image_format, aligner.device
+    images = training_images(image_format, aligner.likelihood.module, rows, device, rescale=rescale)
+    typical = mean_moments(images, image_format.model_background(device))
+    aligner = replace(aligner, moments=tuple(moment.cpu().numpy() for moment in typical))
+    generator = torch.Generator().manual_seed(parameters.seed)
+    return _with_search_models(aligner, parameters, images, generator)
+
+
+def _with_search_models(
+    aligner: Aligner, parameters: FitParameters, images: Tensor, generator: torch.Generator
 ) -> Aligner:
     """Return an aligner that has learned what helps to find poses, from training images in the canonical pose."""
     model = aligner.model
@@ -407,8 +269,10 @@ def with_search_models(
         # Nothing is free to move.
         return replace(aligner, models=replace(aligner.models, min_gain=0.0))
     search = replace(aligner.search, min_gain=0.0)
-    typical = aligner.initializer.typical
-    models = learn_search_models(model, images, typical, wanted, search, generator=generator, verbose=verbose)
+    typical, verbose = aligner.initializer.typical, parameters.verbose
+    models = learn_search_models(
+        model, images, typical, parameters.wanted, search, generator=generator, verbose=verbose
+    )
     if models is None:
         return aligner
     scale = aligner.image_format.frame_to_image_scale(aligner.parameters)
@@ -416,16 +280,16 @@ def with_search_models(
     return replace(aligner, models=replace(models, pose_spread=spread))
 
 
-def some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator, verbose: int) -> Tensor:
+def _some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator, verbose: int) -> Tensor:
     """Return as many training images in the common pose as something can be learned from."""
     rows, images = setup.rows, setup.images
     some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
-    alpha = without_gate(aligner).align(rows[some.numpy()], verbose=verbose).alpha
+    alpha = _without_gate(aligner).align(rows[some.numpy()], verbose=verbose).alpha
     pose = torch.cat([aligner.pose_to_model(alpha[part]) for part in aligner.image_format.slices(len(alpha))])
     return canonical_images(aligner.model, images[some.to(images.device)], pose)
 
 
-def without_gate(aligner: Aligner) -> Aligner:
+def _without_gate(aligner: Aligner) -> Aligner:
     """Return an aligner that moves every image that gains by it."""
     pose, search = replace(aligner.pose, learned_gate=False), replace(aligner.search, min_gain=0.0)
     return replace(aligner, pose=pose, search=search)

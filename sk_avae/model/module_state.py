@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -392,14 +392,11 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         if goes_on:
             rows, _ = check_rows(self, X, image_shape=self.image_shape_)
             self._check_goes_on(model)
-            setup = learning.continued_setup(rows, self.aligner_, getattr(self, "_adam", None), self.history_)
-        else:
-            rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
-            image_format = ImageFormat.learn(
-                rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=rescale
-            )
-            setup = learning.new_setup(rows, image_format, model)
-        return setup.with_images(device, rescale=rescale)
+            adam = getattr(self, "_adam", None)
+            return learning.continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
+        rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
+        image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=rescale)
+        return learning.new_setup(rows, image_format, model, device, rescale=rescale)
 
     def _model_parameters(self) -> ModelParameters:
         return ModelParameters(self.module, self.latent_size, self.hidden_layer_sizes, self.likelihood)
@@ -573,7 +570,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         estimator.latent_size = check_shapes(vae, image_format.frame_shape)
         estimator._check_parameters()
         device, recipes = resolve_device(estimator.device), estimator._model_parameters()
-        likelihood_recipe = recipes.likelihood_recipe(image_format, np.zeros((1, math.prod(shape))))
+        likelihood_recipe = recipes.likelihood_recipe(torch.zeros(1))
         estimator.aligner_ = Aligner(
             vae=Network(recipes.vae_recipe(image_format), freeze(vae, device)),
             likelihood=Network(likelihood_recipe, freeze(build(likelihood_recipe), device)),

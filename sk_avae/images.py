@@ -44,9 +44,9 @@ def floats_like(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-def typical_rows(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return every so many-th row, a few thousand: they tell ranges and backgrounds as well as all do."""
-    return rows[:: max(1, len(rows) // _IMAGES_PER_SLICE)]
+def every_few(n: int) -> slice:
+    """Return what takes a few thousand of n images: they tell ranges and backgrounds as well as all do."""
+    return slice(None, None, max(1, n // _IMAGES_PER_SLICE))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ImageFormat:
         The background is, per channel, the median of the pixels along the images' edges.
         """
         height, width = image_shape[:2]
-        some = typical_rows(rows).reshape(-1, height, width, *image_shape[2:] or (1,))
+        some = rows[every_few(len(rows))].reshape(-1, height, width, *image_shape[2:] or (1,))
         background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
         low, high = (float(rows.min()), float(rows.max())) if rescale else (0.0, 1.0)
         if not math.isfinite(high - low):
@@ -163,7 +163,7 @@ class ImageFormat:
 
     def warn_of_other_units(self, rows: NDArray[Any]) -> None:
         """Warn if images span ten times less or more than the model's range: 0 to 1 where that is 0 to 255, say."""
-        some = typical_rows(rows)
+        some = rows[every_few(len(rows))]
         low, high = float(some.min()), float(some.max())
         ratio = (high - low) / abs(self.scale)
         if ratio == 0 or 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS or ratio > _FARTHEST_PIXEL:  # which is refused

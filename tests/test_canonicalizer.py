@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-import sk_avae.training
+import sk_avae.learning.fit
 from sk_avae import AffineCanonicalizer, AlignmentResult, AVAEEstimator
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -56,7 +56,7 @@ def no_training(monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("a frozen aligner was fitted again")
 
-    monkeypatch.setattr(sk_avae.training, "train", train)
+    monkeypatch.setattr(sk_avae.learning.fit, "train", train)
 
 
 @pytest.mark.usefixtures("no_training")

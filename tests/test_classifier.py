@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-import sk_avae.training
+import sk_avae.learning.fit
 from sk_avae import AVAEEstimator, CanonicalizedClassifier
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -219,7 +219,7 @@ def test_a_frozen_aligner_is_used_as_it_is(fitted, digits, turned, monkeypatch):
     def train(*args, **kwargs):
         raise AssertionError("a frozen aligner was fitted again")
 
-    monkeypatch.setattr(sk_avae.training, "train", train)
+    monkeypatch.setattr(sk_avae.learning.fit, "train", train)
     before = joblib.hash(fitted)
     model = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted), random_state=7)
     model = clone(model).fit(digits.X[:80], digits.y[:80])
@@ -283,7 +283,7 @@ def test_another_kind_of_aligner_is_refused(estimator, digits):
 
 
 def test_a_regression_is_refused_before_anything_is_trained(tiny, digits, monkeypatch):
-    monkeypatch.setattr(sk_avae.training, "train", None)
+    monkeypatch.setattr(sk_avae.learning.fit, "train", None)
     with pytest.raises(TypeError, match="classifier must be a classifier, got LinearRegression"):
         CanonicalizedClassifier(LinearRegression(), tiny).fit(digits.X[:20], digits.y[:20])
 

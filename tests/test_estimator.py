@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pickle
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -25,6 +26,7 @@ from torch import nn
 from sk_avae import AlignmentResult
 from sk_avae.affine import FAMILIES, to_matrix
 from sk_avae.datasets import make_perturbed
+from sk_avae.images import ImageFormat
 from sk_avae.likelihoods import Bernoulli, Gaussian
 from sk_avae.vae import MLPVAE
 
@@ -876,18 +878,18 @@ def test_memory_maps_go_in_and_come_out(avae, turned, tmp_path):
     assert_array_equal(np.load(tmp_path / "canonical.npy"), avae.transform(turned.X[:40]))
 
 
-def test_transform_keeps_nothing_of_a_chunk_but_its_rows(avae, turned, monkeypatch):
-    results, n_alive = [], []
-    in_input_units = type(avae)._in_input_units
+def test_transform_keeps_nothing_of_a_slice_but_its_rows(avae, turned, monkeypatch):
+    tensors, n_alive = [], []
+    to_padded_images = ImageFormat.to_padded_images
 
-    def watched(self, *args):
-        result = in_input_units(self, *args)
-        results.append(weakref.ref(result))
-        n_alive.append(sum(ref() is not None for ref in results))
-        return result
+    def watched(self, rows):
+        tensor = to_padded_images(self, rows)
+        tensors.append(weakref.ref(tensor))
+        n_alive.append(sum(ref() is not None for ref in tensors))
+        return tensor
 
-    monkeypatch.setattr("sk_avae._validation.IMAGES_PER_CHUNK", 16)
-    monkeypatch.setattr(type(avae), "_in_input_units", watched)
+    monkeypatch.setattr("sk_avae.images._IMAGES_PER_SLICE", 16)
+    monkeypatch.setattr(ImageFormat, "to_padded_images", watched)
     avae.transform(turned.X[:80])
     assert len(n_alive) == 5
     assert max(n_alive) <= 2
@@ -923,17 +925,11 @@ def test_one_convergence_warning_per_call_with_counts(avae, turned):
         with pytest.warns(ConvergenceWarning) as caught:
             getattr(avae, method)(turned.X[:50])
         assert len(caught) == 1, method
-    n_missed = (~avae_without_warnings(avae).align(turned.X[:50]).converged).sum()
+    with warnings.catch_warnings(action="ignore"):
+        n_missed = (~avae.align(turned.X[:50]).converged).sum()
     assert n_missed > 0
     assert f" {n_missed} of 50 images stopped at max_iter=1 " in str(caught[0].message)
     assert "Raise max_iter" in str(caught[0].message)
-
-
-def avae_without_warnings(avae):
-    """A copy whose warning about convergence is switched off, to compare its counts."""
-    quiet = copy.deepcopy(avae)
-    quiet._warn_unconverged = lambda *args, **kwargs: None
-    return quiet
 
 
 def test_screening_alone_is_a_choice_and_warns_of_nothing(avae, turned):

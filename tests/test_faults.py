@@ -145,7 +145,7 @@ def test_poses_that_are_all_in_one_class_train(small_avae, digits, turned, param
     model = small_avae(family="rigid", max_epochs=1, n_restarts=8, max_iter=5, critic=True, **parameters)
     result = model.fit(digits.X[:n]).align(turned.X[:20])
     assert all(np.isfinite(array).all() for array in result.arrays().values())
-    frozen = [i for i, scale in enumerate(model._model().scale) if scale == 0]
+    frozen = [i for i, scale in enumerate(model._aligner().model.scale) if scale == 0]
     assert not result.alpha[:, frozen].any()
     assert 0 < model.temperature_ < math.inf
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..aligner import Aligner, SearchModels
-from ..images import ImageFormat
+from ..images import ImageFormat, every_few
 from ..model.avae import canonical_images, is_constant
 from ..model.module_state import Network, build, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
@@ -73,6 +73,8 @@ class TrainingSetup:
     Attributes
     ----------
     rows : ndarray of shape (n_samples, n_features)
+    images : Tensor of shape (n_samples, n_channels, height, width)
+        The rows as the model sees them.
     image_format : ImageFormat
     vae_recipe, likelihood_recipe : dict
         See `module_state.build`.
@@ -80,36 +82,35 @@ class TrainingSetup:
         None is a new model.
     history : list of dict
         Of the epochs before.
-    images : Tensor of shape (n_samples, n_channels, height, width)
-        The rows as the model sees them.
     """
 
     rows: NDArray[Any]
+    images: Tensor
     image_format: ImageFormat
     vae_recipe: Recipe
     likelihood_recipe: Recipe
     checkpoint: Checkpoint | None = None
     history: tuple[dict[str, float], ...] = ()
-    images: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def with_images(self, device: torch.device, *, rescale: bool) -> "TrainingSetup":
-        """Return the setup with its rows as the model sees them, see `training_images`."""
-        images = training_images(self.image_format, build(self.likelihood_recipe), self.rows, device, rescale=rescale)
-        return replace(self, images=images)
 
 
-def new_setup(rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters) -> TrainingSetup:
-    """Return what to train for a new model."""
-    recipes = model.vae_recipe(image_format), model.likelihood_recipe(image_format, rows)
-    return TrainingSetup(rows, image_format, *recipes)
+def new_setup(
+    rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool
+) -> TrainingSetup:
+    """Return what to train for a new model; see `training_images`."""
+    images = _scaled_images(image_format, rows, device)
+    likelihood_recipe = model.likelihood_recipe(images[every_few(len(images))])
+    images = _within_support(images, build(likelihood_recipe), rows, rescale=rescale)
+    return TrainingSetup(rows, images, image_format, model.vae_recipe(image_format), likelihood_recipe)
 
 
-def continued_setup(rows: NDArray[Any], aligner: Aligner, adam: Any, history: History) -> TrainingSetup:
-    """Return what to train for a model that goes on."""
-    weights = to_arrays(aligner.vae.module), to_arrays(aligner.likelihood.module)
-    checkpoint = Checkpoint(*weights, adam, len(history))
-    recipes = aligner.vae.recipe, aligner.likelihood.recipe
-    return TrainingSetup(rows, aligner.image_format, *recipes, checkpoint, tuple(history))
+def continued_setup(
+    rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool
+) -> TrainingSetup:
+    """Return what to train for a model that goes on; see `training_images`."""
+    vae, likelihood, image_format = aligner.vae, aligner.likelihood, aligner.image_format
+    images = training_images(image_format, build(likelihood.recipe), rows, device, rescale=rescale)
+    checkpoint = Checkpoint(to_arrays(vae.module), to_arrays(likelihood.module), adam, len(history))
+    return TrainingSetup(rows, images, image_format, vae.recipe, likelihood.recipe, checkpoint, tuple(history))
 
 
 def batch_size_for(n_images: int) -> int:
@@ -134,16 +135,25 @@ def training_images(
     ValueError
         If they are not rescaled and do not fit the likelihood.
     """
+    return _within_support(_scaled_images(image_format, rows, device), likelihood, rows, rescale=rescale)
+
+
+def _scaled_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> Tensor:
+    images = torch.empty(len(rows), *image_format.frame_shape, device=device)
+    for part in image_format.slices(len(rows)):
+        images[part] = image_format.to_model(rows[part], (-math.inf, math.inf), device)
+    return images
+
+
+def _within_support(images: Tensor, likelihood: nn.Module, rows: NDArray[Any], *, rescale: bool) -> Tensor:
+    """Clamp images, in place, to what the likelihood takes; without rescaling they must lie there."""
     low, high = likelihood.support  # type: ignore[misc]
     if not rescale and not low <= float(rows.min()) <= float(rows.max()) <= high:
         raise ValueError(
             f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {rows.min():g} to "
             f"{rows.max():g}. Use rescale=True or likelihood='gaussian'."
         )
-    images = torch.empty(len(rows), *image_format.frame_shape, device=device)
-    for part in image_format.slices(len(rows)):
-        images[part] = image_format.to_model(rows[part], (low, high), device)
-    return images
+    return images.clamp_(low, high)
 
 
 def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, ...], batch_size: int) -> None:

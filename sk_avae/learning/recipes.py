@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from ..images import ImageFormat, typical_rows
+from ..images import ImageFormat
 from ..model.likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
 from ..model.vae import MODULES, check_methods
 
@@ -55,8 +53,8 @@ class ModelParameters:
             module = copy.deepcopy(module)  # later changes of the caller's instance are not this model's
         return {"module": module, "arguments": arguments}
 
-    def likelihood_recipe(self, image_format: ImageFormat, rows: NDArray[Any]) -> Recipe:
-        """Return how to build the likelihood; "auto" looks at the rows.
+    def likelihood_recipe(self, images: Tensor) -> Recipe:
+        """Return how to build the likelihood; "auto" looks at images, scaled to [0, 1].
 
         Raises
         ------
@@ -68,8 +66,7 @@ class ModelParameters:
             check_likelihood(likelihood)
             return {"module": copy.deepcopy(likelihood), "arguments": {}}
         if likelihood == "auto":
-            pixels = image_format.to_model(typical_rows(rows), (-np.inf, np.inf), torch.device("cpu"))
-            likelihood = likelihood_for(pixels)
+            likelihood = likelihood_for(images)
         if likelihood not in LIKELIHOODS:
             raise ValueError(
                 f"likelihood must be 'auto', one of {sorted(LIKELIHOODS)} or a module, got {likelihood!r}."
@@ -101,7 +98,7 @@ def check_same_model(then: tuple[Recipe, Recipe, ImageFormat], now: ModelParamet
         if name in vae_then["arguments"] and name in vae_now["arguments"]:
             settings[name] = vae_then["arguments"][name], vae_now["arguments"][name]
     if now.likelihood != "auto":
-        old, new = likelihood_then["module"], now.likelihood_recipe(format_then, np.empty(0))["module"]
+        old, new = likelihood_then["module"], now.likelihood_recipe(torch.empty(0))["module"]
         if _weight_signature(old) != _weight_signature(new):
             settings["likelihood"] = _name(old), _name(new)
     changed = [f"{name}={new} (was {old})" for name, (old, new) in settings.items() if old != new]

@@ -4,6 +4,7 @@ from ._version import __version__ as __version__
 from .canonicalizer import AffineCanonicalizer
 from .classifier import CanonicalizedClassifier
 from .estimator import AVAEEstimator
+from .expert import ExpertSettings
 from .persistence import load, save
 from .plotting import (
     AlignmentDisplay,
@@ -21,6 +22,7 @@ __all__ = [
     "AlignmentResult",
     "CanonicalizedClassifier",
     "ELBOProfileDisplay",
+    "ExpertSettings",
     "PoseHistogramDisplay",
     "RobustnessCurveDisplay",
     "TrainingDisplay",

@@ -48,6 +48,14 @@ def enormous_numbers_refused(name: str = "X") -> Iterator[None]:
         raise ValueError(f"{name} holds a number that is too large for any float ({error}).") from error
 
 
+def length_of(X: Any) -> int:
+    """Return how many images X holds, before it is checked; 1 if it does not say."""
+    shape = getattr(X, "shape", None)
+    if shape:
+        return int(shape[0])
+    return len(X) if isinstance(X, list | tuple) else 1
+
+
 def is_stack(X: Any) -> bool:
     """Tell whether X is a stack of images, (n, H, W) or (n, H, W, C), rather than rows."""
     return getattr(X, "ndim", None) in (3, 4)
@@ -148,6 +156,14 @@ def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> Imag
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return an integer parameter, or raise TypeError or ValueError naming it."""
     return int(check_scalar(value, name, (int, np.integer), min_val=minimum, max_val=_LARGEST_COUNT))
+
+
+def check_count_or_auto(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError naming a parameter that is neither a count nor "auto"."""
+    if not isinstance(value, str):
+        check_count(name, value)
+    elif value != "auto":
+        raise ValueError(f"{name} must be a count or 'auto', got {value!r}.")
 
 
 def check_number(

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +58,7 @@ class SearchModels:
     density: nn.Module | None = None
     critic: nn.Module | None = None
     temperature: float = 1.0
-    pose_spread: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    pose_spread: Mapping[str, float] = field(default_factory=dict)
     min_gain: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -10,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import check_array
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
@@ -19,6 +20,7 @@ from torch import nn
 from ._learned import LearnedAttributes
 from ._validation import (
     check_count,
+    check_count_or_auto,
     check_flag,
     check_images_are_numbers,
     check_number,
@@ -27,6 +29,7 @@ from ._validation import (
     dtypes_of,
     enormous_numbers_refused,
     feature_names,
+    length_of,
     resolve_device,
     resolve_image_shape,
     seed_from,
@@ -36,6 +39,7 @@ from ._version import __version__, warn_on_version
 from .aligner import Aligner, SearchModels
 from .aligner_state import STATE_NAMES, from_state, to_state
 from .callbacks import CallbackSupport, Task, with_callbacks
+from .expert import DEPRECATED, MOVED, ExpertSettings, is_deprecated, upgraded
 from .images import ImageFormat, floats_like
 from .learning import fit as learning
 from .learning.perturbation import random_poses
@@ -47,15 +51,18 @@ from .model.module_state import Network, available_device, build, freeze, pack, 
 from .model.prior import prior_scale
 from .model.vae import check_methods, check_shapes
 from .result import AlignmentResult
-from .search.settings import PoseSettings, SearchSettings
+from .search.settings import PoseSettings, SearchSettings, default_effort
 
 
 class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
-    `fit` trains a VAE. Afterwards, for each image, the affine pose `alpha` is found whose removal makes the
-    evidence lower bound (ELBO) highest: many restarts are screened, the best few refined. `transform` returns
-    the images in the training pose, with alpha appended.
+    `fit` trains a VAE. Afterwards it finds, for each image, the affine pose `alpha` whose removal makes the evidence
+    lower bound (ELBO) highest: many starting poses are screened, the best few refined. `transform` returns the images
+    in the training pose, with alpha appended.
+
+    The first five parameters are those that most people set. The others come in groups: model, pose, search, training,
+    running.
 
     Parameters
     ----------
@@ -63,42 +70,19 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Number of latent variables.
     family : {"rotation", "rigid", "similarity", "linear", "affine"}, default="rotation"
         Which pose parameters are free: angle; angle, tx, ty; angle, log_scale, tx, ty; angle, log_scale_x,
-        log_scale_y, shear; the last with tx, ty.
-    n_restarts : int, default=16
-        Starting poses screened per image at most, the identity among them. With learned starts most images need only
-        those. Without, 16 angles are plenty for rotation and the other families gain from 64 and more. The first
-        k of a longer table are the table of k.
-    n_refine : int, default=2
-        Distinct restarts refined per image.
-    max_iter : int, default=100
-        Evaluations per refined restart.
-    tol : float, default=5e-2
-        Promised gain, in nats, below which a refinement has converged.
-    alpha_prior : {"auto"}, dict or None, default="auto"
-        Prior on the pose. "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
-        deviation 0.2) and shifts (0.5 half sides): without it a flexible family turns one digit into another.
-        A dict from parameter names to standard deviations replaces single defaults, 0 freezes a parameter.
-        A finite one on the angle is that of a von Mises distribution. None is flat everywhere, as in the paper.
-    allow_reflection : bool, default=False
-        Whether the family holds the mirrored images too: alpha then has one more column, `reflected`, 0 or 1.
-    learned_starts : bool, default=True
-        Whether `fit` trains a small network, on perturbed training images (100 or more), that proposes starting poses.
-        The ELBO decides between them as between others. Images for which the proposals are uncertain or poor are
-        screened at all `n_restarts`. False turns it off later, too.
-    critic : bool, default=True
-        Whether `fit` learns to tell right poses from wrong ones, on perturbed training images (100 or more): a density
-        of the centroids and covariances of canonical images, which joins the prior, and a small network, which has a
-        say in which restarts are refined and which refined pose is best. They, the temperature and the gate are learned
-        for the family and the search that `fit` knows; False turns both off later, too.
-    min_gain : float or "auto", default=0.0
-        The identity gate: an image is moved only if the score (ELBO, log prior and what the critic says) gains more
-        than this, in nats; otherwise it stays as it is, exactly. "auto" is learned in `fit`, such that 1 % of upright
-        training images would be moved.
-    align_training : bool, default=False
-        Whether `fit` finds a pose for each training image while it trains the VAE, for training images that have no
-        pose in common. Which common pose comes out is chance: `transform` brings images to that one.
+        log_scale_y, shear; the last with tx, ty. Choose the simplest that covers your images.
+    image_shape : tuple of int or None, default=None
+        (height, width) or (height, width, channels). None reads a square, or one row if the number of
+        features is no square, in which case only x-scale and x-shift are free.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training images. "auto" is 60 up to 5,000 images and 30 above. The proposer takes twice as
+        many, or fewer where there are many images.
+    random_state : int, RandomState instance or None, default=None
+        Draws the initial weights, the split of held-out images, the order of the images, the noise of z in
+        training, what the search models are trained on and how, and `sample`. The global random states are
+        left as they are. Alignment draws nothing.
     module : {"mlp", "conv"}, nn.Module class or instance, default="mlp"
-        The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean,
+        Model. The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean,
         log_var)`` and ``decode(z) -> parameters``. A class is called with `image_shape` (channels, height,
         width) and `latent_size`; an instance is copied and must have `latent_size` latent variables.
     hidden_layer_sizes : sequence of int, default=(512, 256)
@@ -106,56 +90,69 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     likelihood : {"auto", "bernoulli", "gaussian"} or nn.Module instance, default="auto"
         Distribution of a pixel. "auto" takes Bernoulli if the scaled pixels are mostly near 0 or 1, else
         Gaussian with a learned scale.
-    image_shape : tuple of int or None, default=None
-        (height, width) or (height, width, channels). None reads a square, or one row if the number of
-        features is no square, in which case only x-scale and x-shift are free.
     pad : int, default=0
-        Margin in pixels around the image in the model's frame; results are cropped.
+        Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
+        image's edge: rotation would cut them off.
     padding : {"background", "border", "reflect"}, default="background"
         What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image.
     rescale : bool, default=True
         Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0.
-    max_epochs : int, default=30
-        Passes over the training images; learned starts take twice as many, or fewer where there are many images.
+    alpha_prior : {"auto"}, dict or None, default="auto"
+        Pose. The prior: "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
+        deviation 0.2) and shifts (0.5 half sides): without it a flexible family makes one digit look like another.
+        A dict from parameter names to standard deviations replaces single defaults, 0 freezes a parameter.
+        A finite one on the angle is that of a von Mises distribution. None is flat everywhere, as in the paper.
+    allow_reflection : bool, default=False
+        Whether mirrored images are recognised too: alpha then has one more column, `reflected`, 0 or 1.
+    align_training : bool, default=False
+        Whether `fit` finds a pose for each training image while it trains the VAE, for training images that have no
+        pose in common. The common pose that comes out is arbitrary: `transform` brings images to that one.
+    n_restarts : int or "auto", default="auto"
+        Search. Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
+        or where only the angle is free, else 64. The first 8 of 16 are the 8 that ``n_restarts=8`` tries.
+    n_refine : int or "auto", default="auto"
+        Distinct starting poses refined per image. "auto" is 4 for the families "linear" and "affine", else 2.
+    tol : float, default=5e-2
+        A refinement stops when the predicted improvement of the next step is below this, in nats.
+    min_gain : float or "auto", default=0.0
+        The identity gate: an image is moved only if its score (ELBO, log prior and what the critic says) gains more
+        than this, in nats; otherwise it stays exactly as it is. "auto" is learned in `fit`, such that 1 % of upright
+        training images would be moved.
+    learned_starts : bool, default=True
+        Whether `fit` trains the proposer, on perturbed training images (100 or more): a small network that proposes
+        starting poses. Images for which the proposals are uncertain or poor are screened at all `n_restarts`. False
+        turns it off after `fit`, too.
+    critic : bool, default=True
+        Whether `fit` trains the critic and the density, on perturbed training images (100 or more): a small network
+        that tells right poses from wrong ones, and a density of the centroids and covariances of canonical images,
+        which joins the prior. They, the temperature and the gate are learned for the family and the search that `fit`
+        knows. False turns both off after `fit`, too.
     batch_size : int or "auto", default="auto"
-        Training images per step. "auto" is a power of two, between 32 and 256, that makes about 50 steps of an epoch:
+        Training. Images per step. "auto" is a power of two, between 32 and 256, that makes about 50 steps of an epoch:
         256 from 10,000 images on.
     lr : float, default=2e-3
         Adam's learning rate at the start; it falls to zero along half a cosine.
-    weight_decay : float, default=0.0
-        Adam's weight decay.
     early_stopping : bool, default=False
-        Whether training stops once the held-out loss has not improved for `n_iter_no_change` epochs; the
-        best weights are kept.
-    validation_fraction : float or None, default=None
-        Share of the training images held out to report, and with `early_stopping` to decide. None holds out
-        nothing, or a tenth with `early_stopping`.
-    n_iter_no_change : int, default=5
-        See `early_stopping`.
+        Whether training stops once the loss of held-out images no longer improves; the best weights are kept.
     warm_start : bool, default=False
         Whether `fit` of a fitted model goes on with its weights, scaling and background for `max_epochs` more epochs.
-        `lr` starts anew; moments, learned starts, density, critic, temperature and gate are learned again. Parameters
-        that the weights depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without
-        what is learned from them for the search; without `warm_start` the model is as it was before `fit`.
-    callbacks : list or None, default=None
-        Further skorch callbacks; they are copied. To stop early use `early_stopping`: skorch's own callback
-        signals by KeyboardInterrupt, which `fit` lets through. scikit-learn's callbacks (1.9 and later) go in by
-        `set_callbacks`: `fit` tells them of each task "epoch" and of "learn-search"; one that returns True at the end
-        of an epoch ends the training of the VAE there.
+        `lr` starts anew; moments, search models, temperature and gate are learned again. Parameters that the weights
+        depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without search models;
+        without `warm_start` the model is as it was before `fit`.
+    expert : ExpertSettings or None, default=None
+        Details of training and search that hardly anybody sets; None takes their defaults.
     device : str or torch.device, default="cpu"
-        Where to compute.
-    random_state : int, RandomState instance or None, default=None
-        Draws the initial weights, the split of `validation_fraction`, the order of the images, the noise of z in
-        training, what critic and learned starts are trained on and how, and `sample`. The global random states are
-        left as they are. Alignment draws nothing.
+        Running. Where to compute.
     memory : str, joblib.Memory or None, default=None
         Where trained weights are kept, so that equal images and settings are not trained again: a grid over
-        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). Critic
-        and learned starts are trained anew. Not used with callbacks of either kind, without an int `random_state`, or
-        in `partial_fit`. Clear it
-        after changing the code of a module class of your own.
+        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The search
+        models are trained anew. Not used with callbacks of either kind, without an int `random_state`, or
+        in `partial_fit`. Clear it after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
+    max_iter, weight_decay, validation_fraction, n_iter_no_change, callbacks
+        .. deprecated:: 0.2
+            Set them in `expert`, see `ExpertSettings`. They will be removed in 0.4.
 
     Attributes
     ----------
@@ -219,69 +216,71 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         latent_size: int = 16,
         *,
         family: str = "rotation",
-        n_restarts: int = 16,
-        n_refine: int = 2,
-        max_iter: int = 100,
-        tol: float = 5e-2,
-        alpha_prior: str | Mapping[str, float] | None = "auto",
-        allow_reflection: bool = False,
-        learned_starts: bool = True,
-        critic: bool = True,
-        min_gain: float | str = 0.0,
-        align_training: bool = False,
+        image_shape: tuple[int, ...] | None = None,
+        max_epochs: int | str = "auto",
+        random_state: Any = None,
         module: str | type[nn.Module] | nn.Module = "mlp",
         hidden_layer_sizes: Sequence[int] = (512, 256),
         likelihood: str | nn.Module = "auto",
-        image_shape: tuple[int, ...] | None = None,
         pad: int = 0,
         padding: str = "background",
         rescale: bool = True,
-        max_epochs: int = 30,
+        alpha_prior: str | Mapping[str, float] | None = "auto",
+        allow_reflection: bool = False,
+        align_training: bool = False,
+        n_restarts: int | str = "auto",
+        n_refine: int | str = "auto",
+        tol: float = 5e-2,
+        min_gain: float | str = 0.0,
+        learned_starts: bool = True,
+        critic: bool = True,
         batch_size: int | str = "auto",
         lr: float = 2e-3,
-        weight_decay: float = 0.0,
         early_stopping: bool = False,
-        validation_fraction: float | None = None,
-        n_iter_no_change: int = 5,
         warm_start: bool = False,
-        callbacks: list[Any] | None = None,
+        expert: ExpertSettings | None = None,
         device: str | torch.device = "cpu",
-        random_state: Any = None,
         memory: Any = None,
         verbose: int = 0,
+        max_iter: Any = DEPRECATED,
+        weight_decay: Any = DEPRECATED,
+        validation_fraction: Any = DEPRECATED,
+        n_iter_no_change: Any = DEPRECATED,
+        callbacks: Any = DEPRECATED,
     ) -> None:
         self.latent_size = latent_size
         self.family = family
-        self.n_restarts = n_restarts
-        self.n_refine = n_refine
-        self.max_iter = max_iter
-        self.tol = tol
-        self.alpha_prior = alpha_prior
-        self.allow_reflection = allow_reflection
-        self.learned_starts = learned_starts
-        self.critic = critic
-        self.min_gain = min_gain
-        self.align_training = align_training
+        self.image_shape = image_shape
+        self.max_epochs = max_epochs
+        self.random_state = random_state
         self.module = module
         self.hidden_layer_sizes = hidden_layer_sizes
         self.likelihood = likelihood
-        self.image_shape = image_shape
         self.pad = pad
         self.padding = padding
         self.rescale = rescale
-        self.max_epochs = max_epochs
+        self.alpha_prior = alpha_prior
+        self.allow_reflection = allow_reflection
+        self.align_training = align_training
+        self.n_restarts = n_restarts
+        self.n_refine = n_refine
+        self.tol = tol
+        self.min_gain = min_gain
+        self.learned_starts = learned_starts
+        self.critic = critic
         self.batch_size = batch_size
         self.lr = lr
-        self.weight_decay = weight_decay
         self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
-        self.callbacks = callbacks
+        self.expert = expert
         self.device = device
-        self.random_state = random_state
         self.memory = memory
         self.verbose = verbose
+        self.max_iter = max_iter
+        self.weight_decay = weight_decay
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.callbacks = callbacks
 
     # ------------------------------------------------------------------ fitting
     @with_callbacks  # type: ignore[untyped-decorator]
@@ -311,7 +310,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             settings. A model that was fitted before is then left as it was.
         """
         self._check_parameters()
-        task, interrupt = Task.of_fit(self, int(self.max_epochs) + 1, X, y), None
+        n_epochs = self._max_epochs_for(length_of(X))
+        task, interrupt = Task.of_fit(self, n_epochs + 1, X, y), None
         with unchanged_on_error(self):
             setup = self._setup(X, goes_on=self.warm_start and hasattr(self, "aligner_"))
             parameters = self._fit_parameters(len(setup.rows))
@@ -411,32 +411,43 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _fit_parameters(self, n_images: int) -> learning.FitParameters:
         """Return what `fit` reads, with what is "auto" decided."""
+        expert = self._expert()
         settings = VAESettings(
             latent_size=int(self.latent_size),
-            max_epochs=int(self.max_epochs),
+            max_epochs=self._max_epochs_for(n_images),
             batch_size=learning.batch_size_for(n_images) if isinstance(self.batch_size, str) else int(self.batch_size),
             lr=float(self.lr),
-            weight_decay=float(self.weight_decay),
-            patience=int(self.n_iter_no_change) if self.early_stopping else None,
+            weight_decay=float(expert.weight_decay),
+            patience=int(expert.n_iter_no_change) if self.early_stopping else None,
         )
-        told = self.callbacks or getattr(self, "_skl_callbacks", None)
+        told = expert.callbacks or getattr(self, "_skl_callbacks", None)
         memory = check_memory(self.memory)
         return learning.FitParameters(
             settings=settings,
             pose=self._pose_settings(),
-            search=self._search_settings(),
-            validation_fraction=self.validation_fraction or (0.1 if self.early_stopping else None),
+            search=self._search_settings(has_proposer=self.learned_starts),
+            validation_fraction=expert.validation_fraction or (0.1 if self.early_stopping else None),
             align_training=bool(self.align_training),
-            callbacks=tuple(self.callbacks or ()),
+            callbacks=tuple(expert.callbacks or ()),
             memory=memory if not told and isinstance(self.random_state, Integral) else check_memory(None),
             seed=seed_from(self.random_state),
             verbose=self.verbose,
         )
 
+    def _max_epochs_for(self, n_images: int) -> int:
+        return learning.max_epochs_for(n_images) if isinstance(self.max_epochs, str) else int(self.max_epochs)
+
+    def _expert(self) -> ExpertSettings:
+        """Return the expert settings, with what is still set where it was until version 0.2."""
+        expert = ExpertSettings() if self.expert is None else self.expert
+        moved = {name: value for name in MOVED if not is_deprecated(value := getattr(self, name))}
+        return clone(expert).set_params(**moved) if moved else expert
+
     def _attributes(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
         """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
         history = learning.whole_history(setup, trained)
-        aligner = learning.trained_aligner(setup, trained, self._pose_settings(), self._search_settings())
+        search = self._search_settings(has_proposer=self.learned_starts)
+        aligner = learning.trained_aligner(setup, trained, self._pose_settings(), search)
         return {"aligner_": aligner, "history_": history, "n_iter_": len(history), "_adam": trained.adam}
 
     def _seen_by_callbacks(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
@@ -453,22 +464,40 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         learned_gate = isinstance(self.min_gain, str)
         return PoseSettings(self._family, scale, bool(self.learned_starts), bool(self.critic), learned_gate)
 
-    def _search_settings(self) -> SearchSettings:
-        min_gain = 0.0 if isinstance(self.min_gain, str) else float(self.min_gain)
-        return SearchSettings(self.n_restarts, self.n_refine, self.max_iter, float(self.tol), min_gain)
+    def _search_settings(self, *, has_proposer: bool) -> SearchSettings:
+        n_restarts, n_refine = default_effort(self._family, has_proposer=has_proposer)
+        return SearchSettings(
+            n_restarts=n_restarts if isinstance(self.n_restarts, str) else int(self.n_restarts),
+            n_refine=n_refine if isinstance(self.n_refine, str) else int(self.n_refine),
+            max_iter=int(self._expert().max_iter),
+            tol=float(self.tol),
+            min_gain=0.0 if isinstance(self.min_gain, str) else float(self.min_gain),
+        )
 
     def _aligner(self) -> Aligner:
         """Return what was learned with the settings of now, which may have been set after `fit`."""
         check_is_fitted(self)
-        return replace(self.aligner_, pose=self._pose_settings(), search=self._search_settings())
+        self._check_search()
+        aligner = replace(self.aligner_, pose=self._pose_settings())
+        return replace(aligner, search=self._search_settings(has_proposer=aligner.proposer is not None))
+
+    def _warn_of_moved(self) -> None:
+        """Warn of parameters that are set where they were until version 0.2."""
+        moved = [name for name in MOVED if not is_deprecated(getattr(self, name))]
+        if moved:
+            settings = ", ".join(f"{name}=..." for name in moved)
+            warnings.warn(
+                f"{' and '.join(moved)} moved to ExpertSettings in version 0.2 and will be removed from AVAEEstimator "
+                f"in 0.4. Use expert=ExpertSettings({settings}).",
+                FutureWarning,
+                stacklevel=4,
+            )
 
     def _check_parameters(self) -> None:
-        for name in ("latent_size", "max_epochs", "n_iter_no_change"):
-            check_count(name, getattr(self, name))
-        if not isinstance(self.batch_size, str):
-            check_count("batch_size", self.batch_size)
-        elif self.batch_size != "auto":
-            raise ValueError(f"batch_size must be a count or 'auto', got {self.batch_size!r}.")
+        self._warn_of_moved()
+        check_count("latent_size", self.latent_size)
+        for name in ("max_epochs", "batch_size"):
+            check_count_or_auto(name, getattr(self, name))
         self._check_search()
         check_count("pad", self.pad, minimum=0)
         for name in ("rescale", "early_stopping"):
@@ -476,15 +505,17 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         if self.padding not in PADDINGS:
             raise ValueError(f"padding must be one of {list(PADDINGS)}, got {self.padding!r}.")
         check_number("lr", self.lr, boundaries="neither")
-        check_number("weight_decay", self.weight_decay)
-        if self.validation_fraction is not None:
-            check_number("validation_fraction", self.validation_fraction, maximum=1.0, boundaries="neither")
-        if not isinstance(self.callbacks, Sequence | None):
-            raise TypeError(f"callbacks must be a list or None, got {self.callbacks!r}.")
         if not isinstance(self.hidden_layer_sizes, Iterable):
             raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
         for width in self.hidden_layer_sizes:
             check_count("hidden_layer_sizes", width)
+        expert = self._expert()
+        check_count("n_iter_no_change", expert.n_iter_no_change)
+        check_number("weight_decay", expert.weight_decay)
+        if expert.validation_fraction is not None:
+            check_number("validation_fraction", expert.validation_fraction, maximum=1.0, boundaries="neither")
+        if not isinstance(expert.callbacks, Sequence | None):
+            raise TypeError(f"callbacks must be a list or None, got {expert.callbacks!r}.")
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
@@ -493,10 +524,12 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         check_family(self.family)
         prior_scale(self.alpha_prior, self._family)
         for name in ("n_restarts", "n_refine"):
-            check_count(name, getattr(self, name))
-        check_count("max_iter", self.max_iter, minimum=0)
+            check_count_or_auto(name, getattr(self, name))
+        if not isinstance(self.expert, ExpertSettings | None):
+            raise TypeError(f"expert must be ExpertSettings or None, got {self.expert!r}.")
+        check_count("max_iter", self._expert().max_iter, minimum=0)
         check_number("tol", self.tol)
-        if self.min_gain != "auto":
+        if not (isinstance(self.min_gain, str) and self.min_gain == "auto"):
             check_number("min_gain", self.min_gain)
 
     @classmethod
@@ -578,7 +611,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             moments=None,
             models=SearchModels(),
             pose=estimator._pose_settings(),
-            search=estimator._search_settings(),
+            search=estimator._search_settings(has_proposer=estimator.learned_starts),
         )
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_ = [], 0
@@ -731,7 +764,6 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _rows(self, X: ArrayLike) -> NDArray[Any]:
         check_is_fitted(self)
-        self._check_search()
         rows, _ = check_rows(self, X, image_shape=self.image_shape_)
         # Without `rescale`, pixels of a density may have any range.
         if self.rescale is not False or np.isfinite(self.likelihood_.support).all():
@@ -912,7 +944,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         for name in ("module", "likelihood"):
             state[name] = unpack(state[name])
         learned = {name: state.pop(name) for name in STATE_NAMES if name in state}
-        super().__setstate__(state)
+        super().__setstate__(upgraded(state))
         if learned:
+            search = self._search_settings(has_proposer=self.learned_starts)
             device = available_device(learned["_device"])
-            self.aligner_ = from_state(learned, self._pose_settings(), self._search_settings(), device)
+            self.aligner_ = from_state(learned, self._pose_settings(), search, device)

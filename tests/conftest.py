@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from sk_avae import AVAEEstimator
+from sk_avae import AVAEEstimator, ExpertSettings
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 
 # Examples are the same in every run, and none is timed.
@@ -69,7 +69,7 @@ def stretched(digits) -> SimpleNamespace:
 def small_avae() -> Callable[..., AVAEEstimator]:
     """Make an unfitted estimator that learns digits in about a second; keywords override its parameters.
 
-    It trains no critic, which most tests do without.
+    It trains no critic, which most tests do without. Parameters of `ExpertSettings` may stand among the others.
     """
 
     def make(**parameters: Any) -> AVAEEstimator:
@@ -78,11 +78,13 @@ def small_avae() -> Callable[..., AVAEEstimator]:
             "hidden_layer_sizes": (128,),
             "max_epochs": 20,
             "batch_size": 128,
-            "max_iter": 60,
+            "n_restarts": 16,
+            "n_refine": 2,
             "critic": False,
             "random_state": 0,
         }
-        return AVAEEstimator(**{**small, **parameters})
+        expert = {name: parameters.pop(name) for name in ExpertSettings().get_params() if name in parameters}
+        return AVAEEstimator(**{**small, **parameters}, expert=ExpertSettings(**{"max_iter": 60, **expert}))
 
     return make
 
@@ -105,7 +107,7 @@ def fitted_with_critic(small_avae, digits) -> AVAEEstimator:
     """One model of the session with a critic and a learned gate: nothing may change it, so take `choosy`."""
     with unchanged_random_state():
         model = small_avae(family="linear", critic=True, min_gain="auto", n_refine=3, max_epochs=30)
-        return model.set_params(max_iter=200, tol=0.1).fit(digits.X[:2200])
+        return model.set_params(expert__max_iter=200, tol=0.1).fit(digits.X[:2200])
 
 
 @pytest.fixture

@@ -27,7 +27,16 @@ from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, datasets, load, save, scoring
+from sk_avae import (
+    AffineCanonicalizer,
+    AVAEEstimator,
+    CanonicalizedClassifier,
+    ExpertSettings,
+    datasets,
+    load,
+    save,
+    scoring,
+)
 from sk_avae.affine import FAMILIES
 from sk_avae.vae import MLPVAE
 
@@ -42,7 +51,8 @@ DOCUMENTED_OF = {
 }
 # What a public call may warn of: poses that stopped at max_iter, a column vector of labels; little to learn, names of
 # columns that were there or not in `fit`, pixels in other units than there.
-DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning)
+# The last of parameters that moved to `ExpertSettings`.
+DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning, FutureWarning)
 DOCUMENTED_PHRASES = ("learns little", "valid feature names", "has feature names", "in other units")
 LONGEST_CALL = 30  # seconds
 
@@ -201,6 +211,8 @@ SENSIBLE: dict[str, tuple[Any, ...]] = {
     "background": ("auto", 0, 255.0),
 }
 
+QUICK = ExpertSettings(max_iter=4)
+
 # Numbers of these cost memory or time in proportion: those that are merely large are left out.
 _SEARCH = ("family", "n_restarts", "n_refine", "max_iter", "tol", "alpha_prior", "allow_reflection", "min_gain")
 
@@ -228,7 +240,13 @@ class Calls:
         X, y = load_digits(return_X_y=True)
         self.X, self.y = X[:30], y[:30]
         make = AVAEEstimator(
-            2, hidden_layer_sizes=(8,), max_epochs=1, n_restarts=4, n_refine=2, max_iter=4, random_state=0
+            2,
+            hidden_layer_sizes=(8,),
+            max_epochs=1,
+            n_restarts=4,
+            n_refine=2,
+            expert=QUICK,
+            random_state=0,
         )
         with warnings.catch_warnings(action="ignore"):
             avae = make.fit(self.X)
@@ -240,7 +258,7 @@ class Calls:
                     avae,
                     colour.fit(self.X),
                     copy.deepcopy(make).set_params(family="similarity").fit(pd.DataFrame(self.X).rename(columns=str)),
-                    AVAEEstimator(max_epochs=1, max_iter=4),
+                    AVAEEstimator(max_epochs=1, expert=QUICK),
                 ),
                 "AffineCanonicalizer": (
                     AffineCanonicalizer(make).fit(self.X.reshape(-1, 8, 8)),
@@ -394,7 +412,13 @@ class Calls:
         module = draw.choice([MLPVAE((1, 8, 8), 2), MLPVAE((1, 8, 8), 2), draw.choice(ANYTHING)])
         names = ("image_shape", "likelihood", "offset", "scale", "background", "family", "pad", "padding", "min_gain")
         parameters, what = self.parameters(draw, names)
-        arguments = {"image_shape": (8, 8), "max_iter": 4, "max_epochs": 1, "n_restarts": 4, **parameters}
+        arguments = {
+            "image_shape": (8, 8),
+            "expert": QUICK,
+            "max_epochs": 1,
+            "n_restarts": 4,
+            **parameters,
+        }
         X, images = self.images(draw) if draw.random() < 0.5 else (None, "none")
         return Call(
             target,

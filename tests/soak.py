@@ -33,7 +33,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
 import sk_avae
-from sk_avae import AffineCanonicalizer, AVAEEstimator
+from sk_avae import AffineCanonicalizer, AVAEEstimator, ExpertSettings
 from sk_avae.datasets import fetch_mnist, load_mnist_sample, make_perturbed
 
 N_THREADS, N_PROCESSES = 8, 4
@@ -64,7 +64,8 @@ def drift(samples: list[float]) -> float:
 def fitted(quick: bool = False) -> tuple[AVAEEstimator, Any]:
     """Return a model of digits, and turned ones to try it on."""
     X, _ = load_mnist_sample("train")
-    avae = AVAEEstimator(12, hidden_layer_sizes=(128,), max_epochs=10, tol=0.5, max_iter=200, random_state=0)
+    expert = ExpertSettings(max_iter=200)
+    avae = AVAEEstimator(12, hidden_layer_sizes=(128,), max_epochs=10, tol=0.5, expert=expert, random_state=0)
     avae.set_params(learned_starts=not quick, critic=not quick).fit(X[:2000])
     return avae, make_perturbed(load_mnist_sample("test")[0], random_state=0)[0]
 
@@ -105,7 +106,8 @@ def files(n_random: int) -> bool:
     """Read damaged and forged files, each in a process of its own, and print how that ended."""
     X, y = load_mnist_sample("test")
     X, y = X[:500].reshape(-1, 28, 28), y[:500].astype(np.uint8)
-    small = AVAEEstimator(4, hidden_layer_sizes=(32,), max_epochs=1, n_restarts=4, max_iter=5, tol=1e3, random_state=0)
+    small = AVAEEstimator(4, hidden_layer_sizes=(32,), max_epochs=1, n_restarts=4, tol=1e3, random_state=0)
+    small.set_params(expert=ExpertSettings(max_iter=5))
     small.set_params(critic=False).fit(X.reshape(-1, 784))
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark"

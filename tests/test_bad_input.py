@@ -297,10 +297,12 @@ BAD_PARAMETERS = [
     ("n_restarts", 0, ValueError, "n_restarts == 0, must be >= 1"),
     ("n_restarts", -3, ValueError, "n_restarts == -3, must be >= 1"),
     ("n_restarts", 2.5, TypeError, "n_restarts must be an instance of"),
-    ("n_restarts", "many", TypeError, "n_restarts must be an instance of"),
+    ("n_restarts", "many", ValueError, "n_restarts must be a count or 'auto', got 'many'"),
+    ("n_refine", "all", ValueError, "n_refine must be a count or 'auto', got 'all'"),
+    ("expert", {"max_iter": 3}, TypeError, "expert must be ExpertSettings or None, got"),
     ("n_restarts", None, TypeError, "n_restarts must be an instance of"),
     ("n_refine", 0, ValueError, "n_refine == 0, must be >= 1"),
-    ("max_iter", -1, ValueError, "max_iter == -1, must be >= 0"),
+    ("expert__max_iter", -1, ValueError, "max_iter == -1, must be >= 0"),
     ("tol", -1e-3, ValueError, "tol == -0.001, must be >= 0"),
     ("tol", math.nan, ValueError, "tol"),
     ("min_gain", -1.0, ValueError, "min_gain == -1.0, must be >= 0"),
@@ -323,19 +325,20 @@ BAD_FIT_PARAMETERS = [
     ("latent_size", 0, ValueError, "latent_size == 0, must be >= 1"),
     ("latent_size", 2.0, TypeError, "latent_size must be an instance of"),
     ("max_epochs", 0, ValueError, "max_epochs == 0, must be >= 1"),
+    ("max_epochs", "many", ValueError, "max_epochs must be a count or 'auto', got 'many'"),
     ("batch_size", 0, ValueError, "batch_size == 0, must be >= 1"),
     ("batch_size", "all", ValueError, "batch_size must be a count or 'auto', got 'all'"),
     ("batch_size", 64.0, TypeError, "batch_size must be an instance of"),
-    ("n_iter_no_change", 0, ValueError, "n_iter_no_change == 0, must be >= 1"),
+    ("expert__n_iter_no_change", 0, ValueError, "n_iter_no_change == 0, must be >= 1"),
     ("pad", -1, ValueError, "pad == -1, must be >= 0"),
     ("pad", "same", TypeError, "pad must be an instance of"),
     ("lr", 0.0, ValueError, "lr == 0.0, must be > 0"),
     ("lr", -1e-3, ValueError, "lr == -0.001, must be > 0"),
     ("lr", math.nan, ValueError, "lr|learning rate"),
     ("lr", "fast", TypeError, "lr must be an instance of"),
-    ("weight_decay", -0.1, ValueError, "weight_decay == -0.1, must be >= 0"),
-    ("validation_fraction", 0.0, ValueError, "validation_fraction == 0.0, must be > 0"),
-    ("validation_fraction", 1.0, ValueError, "validation_fraction == 1.0, must be < 1"),
+    ("expert__weight_decay", -0.1, ValueError, "weight_decay == -0.1, must be >= 0"),
+    ("expert__validation_fraction", 0.0, ValueError, "validation_fraction == 0.0, must be > 0"),
+    ("expert__validation_fraction", 1.0, ValueError, "validation_fraction == 1.0, must be < 1"),
     ("hidden_layer_sizes", (64, 0), ValueError, "hidden_layer_sizes == 0, must be >= 1"),
     ("hidden_layer_sizes", (64.5,), TypeError, "hidden_layer_sizes must be an instance of"),
     ("hidden_layer_sizes", 64, TypeError, "hidden_layer_sizes"),
@@ -409,10 +412,10 @@ def test_an_interrupted_refit_leaves_the_model_as_it_was(avae, digits):
 
     avae.set_params(pad=3)
     weights, expected = joblib.hash(avae.__getstate__()["module_"]), avae.transform(digits.X[:3])
-    avae.set_params(callbacks=[Interrupt()])
+    avae.set_params(expert__callbacks=[Interrupt()])
     with pytest.raises(KeyboardInterrupt):
         avae.fit(digits.X[:100, :400])
-    avae.set_params(callbacks=None)
+    avae.set_params(expert__callbacks=None)
     assert avae.n_features_in_ == 784
     assert joblib.hash(avae.__getstate__()["module_"]) == weights
     assert_array_equal(avae.transform(digits.X[:3]), expected)

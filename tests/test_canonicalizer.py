@@ -216,7 +216,7 @@ def in_pipeline(grid):
 
 def test_grid_search_over_latent_size_and_restarts(searched, digits, turned):
     # Screening alone: the best of more starts is never worse. What it is refined to may be, if rarely.
-    searched.set_params(max_iter=0, learned_starts=False)
+    searched.set_params(expert__max_iter=0, learned_starts=False)
     search = GridSearchCV(searched, GRID, cv=2).fit(digits.X[:300])
     scores = search.cv_results_["mean_test_score"].reshape(2, 2)
     assert np.isfinite(scores).all()

@@ -409,7 +409,7 @@ def test_turned_digits_are_turned_back(fitted, digits, turned):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_result_has_its_shapes_and_types(avae, turned, family):
-    avae.set_params(family=family, n_restarts=8, n_refine=3, tol=0.1, max_iter=100)
+    avae.set_params(family=family, n_restarts=8, n_refine=3, tol=0.1, expert__max_iter=100)
     result = avae.align(turned.X[:7])
     names = FAMILIES[family]
     shapes = {
@@ -450,7 +450,7 @@ def test_more_hypotheses_than_restarts_are_not_invented(avae, turned):
 
 
 def test_to_frame_speaks_of_degrees_factors_and_pixels(avae, turned):
-    avae.set_params(family="affine", n_restarts=8, tol=0.1, max_iter=200)
+    avae.set_params(family="affine", n_restarts=8, tol=0.1, expert__max_iter=200)
     result = avae.align(turned.X[:7])
     frame = result.to_frame()
     assert list(frame.columns) == [
@@ -479,13 +479,13 @@ def test_fit_transform_is_fit_then_transform(small_avae, digits):
 
 
 def test_pose_parameters_may_be_set_after_fit(avae, turned):
-    one = avae.set_params(n_restarts=1, max_iter=0).align(turned.X[:20])
+    one = avae.set_params(n_restarts=1, expert__max_iter=0).align(turned.X[:20])
     assert_array_equal(one.alpha, 0)
     assert avae.set_params(n_restarts=16).align(turned.X[:20]).elbo.mean() > one.elbo.mean()
 
 
 def test_more_restarts_never_screen_worse(avae, turned):
-    avae.set_params(max_iter=0)
+    avae.set_params(expert__max_iter=0)
     elbos = [avae.set_params(n_restarts=k).align(turned.X[:50]).elbo for k in (1, 4, 16, 40)]
     assert all((later >= earlier).all() for earlier, later in pairwise(elbos))
 
@@ -920,7 +920,7 @@ def test_verbose_shows_the_progress_of_alignment(avae, digits, capsys):
 
 # ---------------------------------------------------------------- convergence
 def test_one_convergence_warning_per_call_with_counts(avae, turned):
-    avae.set_params(max_iter=1, tol=1e-6)
+    avae.set_params(expert__max_iter=1, tol=1e-6)
     for method in (*POSE_METHODS, "score", "align"):
         with pytest.warns(ConvergenceWarning) as caught:
             getattr(avae, method)(turned.X[:50])
@@ -933,7 +933,7 @@ def test_one_convergence_warning_per_call_with_counts(avae, turned):
 
 
 def test_screening_alone_is_a_choice_and_warns_of_nothing(avae, turned):
-    result = avae.set_params(max_iter=0).align(turned.X[:20])
+    result = avae.set_params(expert__max_iter=0).align(turned.X[:20])
     assert_array_equal(result.n_iter, 0)
 
 

@@ -49,7 +49,7 @@ def fails(fitted):
 def test_a_thousandfold_learning_rate_diverges_or_gives_numbers(small_avae, digits, module, likelihood, lr):
     model = small_avae(module=module, likelihood=likelihood, lr=lr, max_epochs=2, n_restarts=2)
     try:
-        model.set_params(max_iter=0).fit(digits.X[:150])
+        model.set_params(expert__max_iter=0).fit(digits.X[:150])
     except ValueError as error:
         assert "Training diverged" in str(error)  # noqa: PT017
         assert not hasattr(model, "module_")
@@ -168,7 +168,7 @@ class CtrlC(Callback):
 def test_ctrl_c_is_raised_and_the_fitted_model_stays(fitted, turned, digits, parameters, after):
     avae = copy.deepcopy(fitted)
     # `set_params` is the caller's; only what `fit` sets must stay.
-    avae.set_params(callbacks=[CtrlC(after)], batch_size=50, **parameters)
+    avae.set_params(expert__callbacks=[CtrlC(after)], batch_size=50, **parameters)
     before = joblib.hash({name: value for name, value in avae.__getstate__().items() if name != "callbacks"})
     with pytest.raises(KeyboardInterrupt):
         avae.fit(digits.X[:200] / 255.0)

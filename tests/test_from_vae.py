@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sk_avae import AVAEEstimator
+from sk_avae import AVAEEstimator, ExpertSettings
 
 SHAPE = (28, 28)
 
@@ -43,7 +43,8 @@ def test_the_module_is_left_bit_by_bit(vae, turned):
 
 def test_images_give_the_moments_to_start_from(vae, digits, fitted):
     assert around(vae, family="affine").moments_ is None
-    model = around(vae, family="affine", critic=False, n_restarts=2, n_refine=1, max_iter=0, X=digits.X[:2000])
+    quick = {"n_restarts": 2, "n_refine": 1, "expert": ExpertSettings(max_iter=0)}
+    model = around(vae, family="affine", critic=False, X=digits.X[:2000], **quick)
     for found, learned in zip(model.moments_, fitted.moments_, strict=True):
         np.testing.assert_allclose(found, learned, atol=1e-6)
 

@@ -131,7 +131,7 @@ def test_flags_are_true_or_false(calls, affine, name):
     ("callbacks", "match"), [((8, 8), "got 8"), ("auto", "got 'a'"), ([("name", 3)], "got"), (3, "a list or None")]
 )
 def test_callbacks_that_are_none(calls, affine, callbacks, match):
-    affine.set_params(callbacks=callbacks)
+    affine.set_params(expert__callbacks=callbacks)
     refuses(affine, lambda model: model.fit(calls.X), TypeError, f"callbacks must be .*{match}")
 
 

@@ -19,6 +19,7 @@ HOUSE = Path(sk_avae.__file__).parent
 TABLE = {
     "_version": set(),
     "callbacks": set(),
+    "expert": set(),
     "model": set(),
     "search": {"model"},
     "images": {"model"},
@@ -30,14 +31,15 @@ TABLE = {
     "_learned": {"images", "aligner"},
     "learning": {"_version", "callbacks", "model", "search", "images", "aligner"},
     "estimator": {
-        *("_version", "_validation", "_learned", "callbacks", "model", "search", "images", "result", "aligner"),
-        *("aligner_state", "learning"),
+        *("_version", "_validation", "_learned", "callbacks", "expert", "model", "search", "images", "result"),
+        *("aligner", "aligner_state", "learning"),
     },
     "_meta": {"_validation", "estimator"},
     "canonicalizer": {"_validation", "_meta", "callbacks", "result"},
     "classifier": {"_validation", "_meta", "callbacks"},
     "persistence": {
-        *("_version", "_validation", "model", "search", "images", "aligner_state", "estimator", "canonicalizer"),
+        *("_version", "_validation", "expert", "model", "search", "images", "aligner_state", "estimator"),
+        "canonicalizer",
     },
     "inspection": {"_validation", "_meta", "model", "search", "images", "result", "datasets", "aligner"},
     # Doors: import paths that are documented, or that old pickles name.
@@ -48,7 +50,8 @@ TABLE = {
     "scoring": {"inspection"},
     "plotting": {"inspection"},
     "__init__": {
-        *("_version", "result", "estimator", "canonicalizer", "classifier", "persistence", "inspection", "plotting"),
+        *("_version", "expert", "result", "estimator", "canonicalizer", "classifier", "persistence"),
+        *("inspection", "plotting"),
     },
 }
 # Importing one of these imports nothing but torch.
@@ -236,7 +239,7 @@ def test_importing_the_package_does_not_import_matplotlib():
 def test_public_names():
     assert sk_avae.__all__ == [
         *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentResult", "CanonicalizedClassifier"),
-        *("ELBOProfileDisplay", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
+        *("ELBOProfileDisplay", "ExpertSettings", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
         *("load", "save"),
     ]
     assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_mnist_sample", "make_perturbed"]

@@ -12,8 +12,8 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # As many images as the critic needs to have something to say.
-    monkeypatch.setattr("sk_avae.choice._N_HELD_OUT", 100)
-    monkeypatch.setattr("sk_avae.choice._N_SHOWN", 300)
+    monkeypatch.setattr("sk_avae.learning.search_models._N_HELD_OUT", 100)
+    monkeypatch.setattr("sk_avae.learning.search_models._N_SHOWN", 300)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     code = "\n".join(blocks)
     assert "max_epochs=100" in code

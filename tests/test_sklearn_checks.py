@@ -19,7 +19,7 @@ warnings.simplefilter("error")
 outcomes = {}
 for family in ("rotation", "affine"):
     avae = AVAEEstimator(
-        latent_size=2, family=family, n_restarts=4, n_refine=1, max_iter=100, hidden_layer_sizes=(8,),
+        latent_size=2, family=family, n_restarts=4, n_refine=1, hidden_layer_sizes=(8,),
         max_epochs=2, batch_size=32,
     )
     for estimator in (avae, AffineCanonicalizer(avae), AffineCanonicalizer(avae, append_alpha=True)):

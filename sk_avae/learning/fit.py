@@ -28,6 +28,9 @@ from .vae_training import VAESettings
 _STEPS_PER_EPOCH = 48
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
+# So few images are worth twice the epochs, and an epoch of them is short.
+_FEW_IMAGES = 5000
+
 
 @dataclass(frozen=True)
 class FitParameters:
@@ -123,6 +126,17 @@ def batch_size_for(n_images: int) -> int:
     """
     wanted = max(1, n_images // _STEPS_PER_EPOCH)
     return min(_LARGEST_BATCH, max(_SMALLEST_BATCH, 2 ** round(math.log2(wanted))))
+
+
+def max_epochs_for(n_images: int) -> int:
+    """Return how many passes over so many images train well where nobody says.
+
+    Examples
+    --------
+    >>> max_epochs_for(1000), max_epochs_for(60_000)
+    (60, 30)
+    """
+    return 60 if n_images <= _FEW_IMAGES else 30
 
 
 def training_images(

@@ -38,6 +38,7 @@ from .._version import __version__, warn_on_version
 from ..aligner_state import RECIPES
 from ..canonicalizer import AffineCanonicalizer
 from ..estimator import AVAEEstimator
+from ..expert import DEPRECATED, ExpertSettings, upgraded
 from ..model.likelihoods import check_likelihood
 from ..model.module_state import PackedModule, available_device
 from ..model.vae import check_methods
@@ -49,7 +50,9 @@ _CHECKSUM = "sha256"
 # Bytes of names, shapes and JSON: enough for 7,000 tensors or 50,000 named columns, and read in a moment.
 _LONGEST_HEADER = 2**21
 _ROLES = {"module": "_recipe", "likelihood": "_likelihood_recipe"}
-_KINDS: dict[str, Any] = {cls.__name__: cls for cls in (AVAEEstimator, AffineCanonicalizer, FrozenEstimator)}
+_KINDS: dict[str, Any] = {
+    cls.__name__: cls for cls in (AVAEEstimator, AffineCanonicalizer, FrozenEstimator, ExpertSettings)
+}
 # The names that safetensors has for types.
 _DTYPES = {"BOOL": "bool"} | {
     re.sub("[a-z]+", lambda kind: kind[0][0].upper(), name): name for name in DTYPES - {"bool"}
@@ -228,7 +231,8 @@ def _state_of(estimator: AVAEEstimator) -> dict[str, Any]:
     state.pop("_skl_callbacks", None)
     if isinstance(state["memory"], str):
         state["memory"] = None
-    state["callbacks"] = state["callbacks"] or None
+    if isinstance(state["callbacks"], list) and not state["callbacks"]:
+        state["callbacks"] = DEPRECATED
     for role, recipe in _ROLES.items():
         state[role] = _without_code(state[role], role)
         if recipe in state:
@@ -265,10 +269,12 @@ def _built(value: Any, device: torch.device, wanted: str | None) -> Any:
         return value
     state = {name: _built(part, device, wanted) for name, part in value.content.items()}
     model = _KINDS[value.tag].__new__(_KINDS[value.tag])
+    if value.tag == "ExpertSettings":
+        return ExpertSettings(**state)
     if value.tag != "AVAEEstimator":
         vars(model).update(({"estimator": state["estimator_"]} if "estimator_" in state else {}) | state)
         return model
-    state = AVAEEstimator().get_params(deep=False) | state | {"_sk_avae_version": __version__}
+    state = AVAEEstimator().get_params(deep=False) | upgraded(state) | {"_sk_avae_version": __version__}
     if wanted is not None:
         state["device"] = wanted
     if "module_" in state:

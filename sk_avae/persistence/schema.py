@@ -15,6 +15,7 @@ from torch import nn
 from .._version import __version__
 from ..aligner_state import RECIPES, network_recipes
 from ..estimator import AVAEEstimator
+from ..expert import DEPRECATED, ExpertSettings
 from ..images import ImageFormat
 from ..model.affine import PADDINGS
 from ..model.critic import Critic
@@ -127,6 +128,7 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
         "min_gain_": _or_none(lambda value: _is_float(value) and not math.isnan(value)),
     },
     "FrozenEstimator": {"estimator": _is_one_of("AVAEEstimator")},
+    "ExpertSettings": {},
     "AffineCanonicalizer": {
         "estimator_": _is_one_of("AVAEEstimator", "FrozenEstimator"),
         "append_alpha": lambda value: isinstance(value, bool | np.bool_),
@@ -136,6 +138,10 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
 _ALLOWED: dict[str, dict[str, Callable[[Any], bool]]] = {
     "AVAEEstimator": {"alpha_": lambda value: _is_array(value, None, None)},
     "FrozenEstimator": {},
+    "ExpertSettings": {
+        **dict.fromkeys(ExpertSettings().get_params(), _is_small),
+        "callbacks": lambda value: value is None,
+    },
     "AffineCanonicalizer": {
         "estimator": _or_none(_is_one_of("AVAEEstimator", "FrozenEstimator")),
         "random_state": _or_none(_is_int),
@@ -153,7 +159,8 @@ _ALWAYS_ALLOWED: dict[str, Callable[[Any], bool]] = {
 _PARAMETERS: dict[str, Callable[[Any], bool]] = {
     "module": lambda value: _is_module(value, MODULES),
     "likelihood": lambda value: _is_module(value, {"auto", *LIKELIHOODS}),
-    "callbacks": lambda value: value is None,
+    "callbacks": lambda value: value in (None, DEPRECATED),
+    "expert": _or_none(_is_one_of("ExpertSettings")),
     "memory": lambda value: value is None,
     "verbose": _is_float,
     "device": lambda value: isinstance(value, str),

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..model.affine import REFLECTED, parameters_of
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -52,3 +54,26 @@ class PoseSettings:
     learned_starts: bool = True
     critic: bool = True
     learned_gate: bool = False
+
+
+def default_effort(family: str, *, has_proposer: bool) -> tuple[int, int]:
+    """Return how many restarts and refinements a family takes where nobody says.
+
+    Parameters
+    ----------
+    family : str
+    has_proposer : bool
+        Whether a proposer leads the way: few images then need the whole table.
+
+    Returns
+    -------
+    n_restarts, n_refine : int
+
+    Examples
+    --------
+    >>> default_effort("affine", has_proposer=True), default_effort("affine", has_proposer=False)
+    ((16, 4), (64, 4))
+    """
+    names = [name for name in parameters_of(family) if name != REFLECTED]
+    n_restarts = 16 if has_proposer or names == ["angle"] else 64
+    return n_restarts, 4 if "shear" in names else 2

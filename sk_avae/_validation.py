@@ -6,6 +6,7 @@ The only file that touches scikit-learn's private helpers.
 import math
 import operator
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,10 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_feature_names_in, _check_method_params, validate_data
 from torch import Tensor
 
-from .images import ImageShape, floats_like
+from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few, floats_like
+
+# Pixels that span so many times less or more than the model's range are probably in other units.
+_OTHER_UNITS = 10
 
 # Nothing that is counted one by one comes to an end beyond it, and torch counts no further.
 _LARGEST_COUNT = 2**31 - 1
@@ -151,6 +155,22 @@ def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> Imag
             f"X has {n_features} features per sample, but image_shape={tuple(image_shape)} needs {math.prod(shape)}."
         )
     return shape
+
+
+def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
+    """Warn if images span ten times less or more than the model's range: 0 to 1 where that is 0 to 255, say."""
+    some = rows[every_few(len(rows))]
+    low, high = float(some.min()), float(some.max())
+    ratio = (high - low) / abs(image_format.scale)
+    if ratio == 0 or 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS or ratio > FARTHEST_PIXEL:  # which is refused
+        return
+    first, last = sorted((image_format.offset, image_format.offset + image_format.scale))
+    warnings.warn(
+        f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "
+        f"and {last:g}. If they are in other units (0 to 1 rather than 0 to 255, say), bring X to the model's.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

@@ -209,8 +209,8 @@ class Aligner:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
                 images = self._scaled(padded)
-                objective = Objective(model, images)
                 movable = ~is_constant(self.image_format.crop(images))
+                objective = Objective(model, images)
                 found = align(objective, initializer.candidates(model, images, settings.n_restarts), settings, movable)
                 tensors = found.arrays()
                 if certainty:

@@ -24,13 +24,12 @@ def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
 
 
 class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
-    """A classifier that sees images in the training pose, and doubts with the aligner where that is in doubt.
+    """A classifier that aligns images first and averages its predictions over the plausible poses.
 
     `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them.
     `predict_proba` averages the classifier's probabilities over the hypotheses that alignment finds for an image, with
     their weights: a 6 that may be a 9 comes out as both. With `n_copies` the classifier is also fitted on training
-    images that were given other poses and then aligned, as the images will be that it is to read: it learns what
-    alignment leaves, and where alignment errs.
+    images that were perturbed and then aligned, since aligned upright images are cleaner than aligned rotated ones.
 
     Parameters
     ----------

@@ -234,8 +234,8 @@ def make_perturbed(
     Examples
     --------
     >>> X, _ = load_mnist_sample("test")
-    >>> X_turned, alpha = make_perturbed(X, random_state=0)
-    >>> X_turned.shape, alpha.shape
+    >>> X_rotated, alpha = make_perturbed(X, random_state=0)
+    >>> X_rotated.shape, alpha.shape
     ((1000, 784), (1000, 1))
     """
     check_family(family)
@@ -270,11 +270,11 @@ def make_perturbed(
         chunk = slice(start, start + _IMAGES_PER_CHUNK)
         matrix = to_matrix(torch.from_numpy(alpha[chunk]), family, aspect=width / height).float()
         pixels = torch.from_numpy(stack[chunk].transpose(0, 3, 1, 2).astype(np.float32))
-        turned = warp(pixels, invert(matrix), background=fill.float(), interpolation=interpolation)
+        warped = warp(pixels, invert(matrix), background=fill.float(), interpolation=interpolation)
         if stack.dtype.kind in "biu":
-            turned = turned.double().round()  # float32 would round the largest integer up, out of its type
-        turned = turned.clamp(float(stack.min()), float(stack.max()))
-        perturbed[chunk] = turned.permute(0, 2, 3, 1).numpy().astype(stack.dtype)
+            warped = warped.double().round()  # float32 would round the largest integer up, out of its type
+        warped = warped.clamp(float(stack.min()), float(stack.max()))
+        perturbed[chunk] = warped.permute(0, 2, 3, 1).numpy().astype(stack.dtype)
     return perturbed.reshape(images.shape), alpha
 
 

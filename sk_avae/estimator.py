@@ -34,6 +34,7 @@ from ._validation import (
     resolve_image_shape,
     seed_from,
     unchanged_on_error,
+    warn_of_other_units,
 )
 from ._version import __version__, warn_on_version
 from .aligner import Aligner, SearchModels
@@ -156,6 +157,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     Attributes
     ----------
+    aligner_ : Aligner
+        All that was learned, as one frozen value; most attributes below read from it.
     module_ : nn.Module
         The trained VAE, in evaluation mode.
     likelihood_ : nn.Module
@@ -178,11 +181,11 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         With `align_training`, the poses of the training images, in the units of `transform`'s; found once more by the
         whole search when the weights were final.
     proposer_ : nn.Module or None
-        The network that proposes starting poses; None without learned starts, or where there were too few images.
+        The network that proposes starting poses; None with ``learned_starts=False`` or too few images.
     density_ : nn.Module or None
-        Of the moments of canonical images; None without a critic, or where there were too few images.
+        Of the moments of canonical images; None with ``critic=False`` or too few images.
     critic_ : nn.Module or None
-        The trained critic; None without one, or where there were too few images to train it.
+        The trained critic; None with ``critic=False`` or too few images.
     temperature_ : float
         Of the hypotheses' weights, in nats.
     pose_spread_ : dict from str to float
@@ -341,10 +344,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
         The first call builds the model, unless there is a fitted one, and fixes the images' shape, the scaling, the
         background, the likelihood and the moments that starting poses aim at: let its images be typical. Adam goes on
-        where the last call left it. Nothing is held out: `early_stopping` and `validation_fraction` have no part in it.
-        What `fit` learns for the search (learned starts, density, critic, temperature, gate) would be that of other
-        weights and is dropped; the search goes by the table of starts, ELBO and prior alone. `fit` with `warm_start`
-        learns it again.
+        where the last call left it. Nothing is held out, also with `early_stopping`.
+        The search models, the temperature and the gate belong to other weights and are dropped: the search uses the
+        table of starting poses, the ELBO and the prior alone. `fit` with `warm_start` learns them again.
 
         Parameters
         ----------
@@ -562,8 +564,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         background : float or sequence of float, default=0.0
             Pixel value outside the image, per channel, in the units of the input.
         X : array-like or None, default=None
-            Images in the canonical pose: for starting poses from their moments, for learned starts, to train the
-            critic, and to learn the temperature and an "auto" `min_gain`; the module only reads them.
+            Images in the canonical pose: for starting poses from their moments, and to learn the search models, the
+            temperature and an "auto" `min_gain`. The module only reads them.
         **parameters
             Of `AVAEEstimator`: `family`, `n_restarts`, `pad` and so on.
 
@@ -767,7 +769,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         rows, _ = check_rows(self, X, image_shape=self.image_shape_)
         # Without `rescale`, pixels of a density may have any range.
         if self.rescale is not False or np.isfinite(self.likelihood_.support).all():
-            self.image_format_.warn_of_other_units(rows)
+            warn_of_other_units(rows, self.image_format_)
         return rows
 
     @property
@@ -867,7 +869,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         return check_images_are_numbers(images, "Z")
 
     def reconstruct(self, X: ArrayLike) -> NDArray[Any]:
-        """Return what the model makes of images: encoded in the canonical pose, decoded, brought back.
+        """Return what the model makes of images: encoded in the canonical pose, decoded, warped back.
 
         Parameters
         ----------

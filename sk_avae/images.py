@@ -4,7 +4,6 @@ Where arrays become tensors, and tensors arrays again.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,10 +17,7 @@ from torch import Tensor
 from .model.affine import REFLECTED, edge_median, invert, parameters_of, to_matrix, warp
 
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
-_FARTHEST_PIXEL = 1e6
-
-# Pixels that span so many times less or more than the model's range are probably in other units.
-_OTHER_UNITS = 10
+FARTHEST_PIXEL = 1e6
 
 # Images, and pixels, whose tensors are held at once; as many images also tell the background as well as all do.
 _IMAGES_PER_SLICE = 4096
@@ -153,28 +149,13 @@ class ImageFormat:
         """
         scaled = (padded - self.offset) / self.scale
         largest = float(scaled.abs().max())
-        if largest > _FARTHEST_PIXEL:
+        if largest > FARTHEST_PIXEL:
             raise ValueError(
                 f"X has a pixel {largest:.3g} times the fitted range away from it; the range is "
                 f"[{min(self.offset, self.offset + self.scale):g}, {max(self.offset, self.offset + self.scale):g}]. "
                 f"Bring X to the units that `fit` saw."
             )
         return scaled.clamp(*support).to(device=device, dtype=torch.float32)
-
-    def warn_of_other_units(self, rows: NDArray[Any]) -> None:
-        """Warn if images span ten times less or more than the model's range: 0 to 1 where that is 0 to 255, say."""
-        some = rows[every_few(len(rows))]
-        low, high = float(some.min()), float(some.max())
-        ratio = (high - low) / abs(self.scale)
-        if ratio == 0 or 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS or ratio > _FARTHEST_PIXEL:  # which is refused
-            return
-        first, last = sorted((self.offset, self.offset + self.scale))
-        warnings.warn(
-            f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "
-            f"and {last:g}. If they are in other units (0 to 1 rather than 0 to 255, say), bring X to the model's.",
-            UserWarning,
-            stacklevel=4,
-        )
 
     def from_model(self, images: Tensor) -> Tensor:
         """Bring the model's images back to the units of the input."""

@@ -1,11 +1,15 @@
 """The way of an image: checked once, converted once, searched once, and the matrix of its pose built once."""
 
+import sys
 from collections import Counter
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import KNeighborsClassifier
 
+import sk_avae
 import sk_avae._validation
 import sk_avae.aligner
 import sk_avae.images
@@ -104,3 +108,44 @@ def test_a_classifier_in_front_of_a_fitted_aligner_checks_once_for_each(fitted, 
     model.predict_proba(digits.X[:N])
     assert stays["checked"] == 1
     assert stays["aligned"] == stays["converted"] == N
+
+
+# ---------------------------------------------------------------- the walk through the wings
+WINGS = ("_validation", "images", "search", "model", "result")
+
+
+def walk(function):
+    """Return the wings that the shell, estimator and aligner, calls one after the other, each once per stay."""
+    house = str(Path(sk_avae.__file__).parent)
+    shell, stays = ("estimator", "aligner"), []
+
+    def room_of(frame):
+        path = frame.f_code.co_filename
+        return Path(path).relative_to(house).parts[0].removesuffix(".py") if path.startswith(house) else None
+
+    def watched(frame, event, _):
+        if event == "call" and room_of(frame) in WINGS and room_of(frame.f_back) in shell:
+            stays.append((room_of(frame), frame.f_code.co_name))
+
+    sys.setprofile(watched)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return stays
+
+
+# What the shell asks on the way without an image in its hand: how many, which names, units, the prior.
+ASIDES = {
+    *("slices", "frame_to_image_scale", "frame_prior", "frame_shape", "model_background", "image_shape", "to_tensor"),
+    *("floats_like", "parameters_of", "prior_scale", "with_reflection", "check_family", "default_effort", "knows"),
+    *("check_count", "check_count_or_auto", "check_flag", "check_number", "device_batch_factor", "<genexpr>"),
+}
+
+
+def test_an_image_enters_each_wing_once_and_is_warped_at_the_end(fitted, turned):
+    stays = [(room, name) for room, name in walk(lambda: fitted.transform(turned.X[:3])) if name not in ASIDES]
+    rooms = [room for room, _ in groupby(room for room, _ in stays)]
+    # The one return is the last warp: checked, converted, searched, warped.
+    assert rooms == ["_validation", "images", "model", "search", "images"], rooms
+    assert [name for room, name in stays if room == "images"] == ["to_padded_images", "scaled", "crop", "warp_rows"]

@@ -218,7 +218,7 @@ def _trained_proposer(
 
 
 def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> ShapeDensity:
-    """Learn what moments say of canonical images when these are perturbed, cut off by the frame and put right again."""
+    """Learn what moments say of canonical images when these are perturbed, cut off by the frame and aligned again."""
     true, offset = random_places(model, images, generator)
     matrix = model.matrix(true, images)
     moments = exact_moments(perturb(model, images, compose(matrix, offset)), model.background)

@@ -8,7 +8,7 @@ a ``(2, 3)`` matrix that maps canonical coordinates to input coordinates,
           \qquad L = R(\text{angle}) \cdot K(\text{shear}) \cdot S(\text{scale}),
 
 so that ``warp(inputs, matrix)`` gives the canonical images and ``warp(canonical, invert(matrix))`` the way
-back. Its parameters ``alpha`` say how the input differs from its canonical image: an input turned by
+back. Its parameters ``alpha`` say how the input differs from its canonical image: an input rotated by
 ``angle`` counter-clockwise (as seen on the screen), enlarged by ``exp(log_scale)``, shifted by ``tx`` to the
 right and ``ty`` down.
 

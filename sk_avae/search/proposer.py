@@ -1,10 +1,10 @@
-r"""Learned starts: a small network that looks at an image and proposes poses.
+r"""The proposer: a small network that looks at an image and proposes starting poses.
 
-One pose will not do: a 6 half turned is a 9, and a network that regresses to a single pose ends up between the two. The
-proposer predicts a distribution: a probability for each of 36 angles, and at each angle what the other parameters then
-are. Its modes are where the search starts; the ELBO decides, as with every other start. An image whose modes do not
-hold most of the probability, or whose ELBO at them is lower than that of nearly all training images, gets the whole
-table of starts besides.
+One pose is not enough: a 6 rotated by half a turn is a 9, and a network that regresses to a single pose ends up
+between the two. The proposer predicts a distribution: a probability for each of 36 angles, and at each angle what the
+other parameters then are. Its modes are where the search starts; the ELBO decides, as with every other start. An image
+whose modes do not hold most of the probability, or whose ELBO at them is lower than that of nearly all training
+images, gets the whole table of starts besides.
 
 Before the network looks, an image is given the centroid and the second moments of a typical training image, as far as
 the family can, so that the network has little more than an angle to tell. What it predicts is the rest,

@@ -6,7 +6,7 @@ starts of a longer list are the list of k:
 - a Halton table around the identity, the same for every image: the identity first, then the half and the quarter
   turns, then ever finer rings of angles with the other parameters spread around 0;
 - for families that can shift or scale, poses that give an image the centroid and the second moments of a typical
-  training image, turned by a ring of angles. With ink ``w``, centroid ``c`` and covariance ``C`` of the image and
+  training image, rotated by a ring of angles. With ink ``w``, centroid ``c`` and covariance ``C`` of the image and
   :math:`\bar c, \bar C` of the training images, :math:`L \bar C L^T = C` is solved by
   :math:`L = C^{1/2} R(\theta) \bar C^{-1/2}` (whitening) for every angle, and up to a scale by
   :math:`L = (|C| / |\bar C|)^{1/4} R(\theta)`; then :math:`t = c - L \bar c`.

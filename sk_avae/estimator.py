@@ -76,7 +76,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         (height, width) or (height, width, channels). None reads a square, or one row if the number of
         features is no square, in which case only x-scale and x-shift are free.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images. "auto" is 60 up to 5,000 images and 30 above. The proposer takes twice as
+        Passes over the training images. "auto" is 30, or 60 for 1,000 images or fewer. The proposer takes twice as
         many, or fewer where there are many images.
     random_state : int, RandomState instance or None, default=None
         Draws the initial weights, the split of held-out images, the order of the images, the noise of z in
@@ -112,7 +112,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Search. Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
         or where only the angle is free, else 64. The first 8 of 16 are the 8 that ``n_restarts=8`` tries.
     n_refine : int or "auto", default="auto"
-        Distinct starting poses refined per image. "auto" is 4 for the families "linear" and "affine", else 2.
+        Distinct starting poses refined per image. "auto" is 2 with a proposer or where only the angle is free, else 4.
     tol : float, default=5e-2
         A refinement stops when the predicted improvement of the next step is below this, in nats.
     min_gain : float or "auto", default=0.0

@@ -70,8 +70,8 @@ def test_a_proposer_saves_restarts_and_reflections_change_nothing(family, reflec
     name = with_reflection(family) if reflects else family
     with_one, without = (default_effort(name, has_proposer=has) for has in (True, False))
     assert with_one == default_effort(family, has_proposer=True)
-    assert with_one[1] == without[1]
-    assert with_one[0] <= without[0]
+    assert with_one == default_effort("rotation", has_proposer=False)
+    assert (without > with_one) == (family != "rotation")
 
 
 def test_auto_follows_the_family_and_the_proposer_that_there_is(digits, small_avae):

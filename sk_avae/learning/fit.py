@@ -19,7 +19,7 @@ from ..model.module_state import Network, build, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
 from ..search.settings import PoseSettings, SearchSettings
-from .epochs import History
+from .epochs import History, n_steps
 from .recipes import ModelParameters, Recipe
 from .search_models import Wanted, learn_search_models, n_looked_at
 from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
@@ -28,8 +28,9 @@ from .vae_training import VAESettings
 _STEPS_PER_EPOCH = 48
 _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 
-# So few images are worth twice the epochs, and an epoch of them is short.
-_FEW_IMAGES = 5000
+_EPOCHS = 30
+# With fewer steps of the weights than that twice the epochs find right poses more often.
+_FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ def batch_size_for(n_images: int) -> int:
 
 
 def max_epochs_for(n_images: int) -> int:
-    """Return how many passes over so many images train well where nobody says.
+    """Return how many passes over so many images train well: twice as many where a pass is few steps.
 
     Examples
     --------
-    >>> max_epochs_for(1000), max_epochs_for(60_000)
-    (60, 30)
+    >>> max_epochs_for(500), max_epochs_for(1500), max_epochs_for(60_000)
+    (60, 30, 30)
     """
-    return 60 if n_images <= _FEW_IMAGES else 30
+    few = n_steps(n_images, _EPOCHS, batch_size_for(n_images)) < _FEW_STEPS
+    return 2 * _EPOCHS if few else _EPOCHS
 
 
 def training_images(

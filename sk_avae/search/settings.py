@@ -57,13 +57,15 @@ class PoseSettings:
 
 
 def default_effort(family: str, *, has_proposer: bool) -> tuple[int, int]:
-    """Return how many restarts and refinements a family takes where nobody says.
+    """Return how many restarts and refinements a search takes where nobody says.
+
+    With a proposer more of either gain nothing; without one a family that has more than the angle needs both.
 
     Parameters
     ----------
     family : str
     has_proposer : bool
-        Whether a proposer leads the way: few images then need the whole table.
+        Whether a proposer leads the way.
 
     Returns
     -------
@@ -72,8 +74,7 @@ def default_effort(family: str, *, has_proposer: bool) -> tuple[int, int]:
     Examples
     --------
     >>> default_effort("affine", has_proposer=True), default_effort("affine", has_proposer=False)
-    ((16, 4), (64, 4))
+    ((16, 2), (64, 4))
     """
     names = [name for name in parameters_of(family) if name != REFLECTED]
-    n_restarts = 16 if has_proposer or names == ["angle"] else 64
-    return n_restarts, 4 if "shear" in names else 2
+    return (16, 2) if has_proposer or names == ["angle"] else (64, 4)

@@ -13,23 +13,30 @@ JOBS ?= 2
 .PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-import
 
 help:
-	@echo "make demo                        the main job: fit, turn, align, one table and one picture"
-	@echo "make test [JOBS=2]               ruff, mypy, doctests and pytest, in so many processes"
-	@echo "make test-oldest                 pytest with the oldest supported releases (downloads about 3 GB)"
-	@echo "make test-package                wheel and sdist, each installed by itself and tried with the quickstart"
-	@echo "make soak [CALLS=10000] [MINUTES=10]  hostile calls and files, load, a cluster that loses a worker"
-	@echo "make mutate [SAMPLE=60]          whether the tests notice changes to affine.py, likelihoods.py and alignment.py"
-	@echo "make coverage                    lines and branches of sk_avae that the tests run"
-	@echo "make docs                        these pages into docs/_build/html, examples run"
-	@echo "make docs-fast                   the same without running the examples"
-	@echo "make docs-test                   docs-fast, then every page opened in Chromium"
-	@echo "make bench-rotation MNIST=folder rotation on full MNIST (IDX files in folder)"
-	@echo "make bench-robustness MNIST=folder [QUICK=--quick]  the table against other front-ends, in steps of 75 minutes"
-	@echo "make bench-paper MNIST=folder [QUICK=--quick]       the paper's figures, in steps of 75 minutes"
-	@echo "make bench-speed [MNIST=folder]  speed beside the loss that it reaches"
-	@echo "make bench-scale                 memory and time on a million digits, and on dask"
-	@echo "make bench-training              cost of training against a plain PyTorch loop"
-	@echo "make bench-import                time of import, against torch, skorch and scikit-learn"
+	@echo "Use it"
+	@echo "  make demo                                           the main job: fit, turn, align, one table and one picture"
+	@echo "Check it"
+	@echo "  make test [JOBS=2]                                  ruff, mypy, doctests and pytest, in so many processes"
+	@echo "  make lint                                           ruff and mypy alone"
+	@echo "  make coverage                                       lines and branches of sk_avae that the tests run"
+	@echo "  make mutate [SAMPLE=60]                             whether the tests notice changes to model/ and search/"
+	@echo "  make soak [CALLS=10000] [MINUTES=10]                hostile calls and files, load, a cluster that loses a worker"
+	@echo "  make test-oldest                                    pytest with the oldest supported releases (downloads about 3 GB)"
+	@echo "  make test-package                                   wheel and sdist, each installed by itself and tried with the quickstart"
+	@echo "Measure it: one script each in benchmarks/, tables in benchmarks/results/ (MNIST: folder with the IDX files)"
+	@echo "  make bench-rotation MNIST=folder                    rotated MNIST, all of it: accuracy and angle errors"
+	@echo "  make bench-robustness MNIST=folder [QUICK=--quick]  other front-ends, perturbations and classifiers, in steps of 75 minutes"
+	@echo "  make bench-paper MNIST=folder [QUICK=--quick]       the paper's figures and tables, in steps of 75 minutes"
+	@echo "  make bench-speed [MNIST=folder]                     ms per image beside the loss reached, against the paper's search"
+	@echo "  make bench-scale                                    memory and time on a million digits, and on dask"
+	@echo "  make bench-training                                 cost of training against a plain PyTorch loop"
+	@echo "  make bench-import                                   time of import, against torch, skorch and scikit-learn"
+	@echo "Docs"
+	@echo "  make docs                                           these pages into docs/_build/html, examples run"
+	@echo "  make docs-fast                                      the same without running the examples"
+	@echo "  make docs-test                                      docs-fast, then every page opened in Chromium"
+	@echo "Start over"
+	@echo "  make clean                                          remove environments and all that was built"
 
 env: $(VENV)/.installed
 
@@ -96,16 +103,18 @@ mutate: env
 coverage: env
 	$(PYTEST) --cov=sk_avae --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
+NEEDS_MNIST = @test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make $@ MNIST=folder"; exit 2; }
+
 bench-rotation: env
-	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-rotation MNIST=folder"; exit 2; }
+	$(NEEDS_MNIST)
 	$(BIN)/python benchmarks/rotation.py $(MNIST)
 
 bench-robustness: env
-	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-robustness MNIST=folder"; exit 2; }
+	$(NEEDS_MNIST)
 	$(BIN)/python benchmarks/robustness.py $(MNIST) $(QUICK) --time-limit 75
 
 bench-paper: env
-	@test -n "$(MNIST)" || { echo "Say where MNIST's IDX files are: make bench-paper MNIST=folder"; exit 2; }
+	$(NEEDS_MNIST)
 	$(BIN)/python benchmarks/paper.py $(MNIST) $(QUICK) --time-limit 75
 
 bench-speed: env

@@ -1,19 +1,21 @@
-"""Time of `import sk_avae` against that of what it is made of.
+"""How long does `import sk_avae` take, against what it is made of?
 
-    OMP_NUM_THREADS=1 python benchmarks/import_time.py
+    OMP_NUM_THREADS=1 python benchmarks/import_time.py [--repeats N]
 
 Each import runs in a new process, in turns; the first turn warms the disk up and is not counted. Wall time is what a
-user waits; processor time (user and system) depends less on what else the machine does meanwhile.
+user waits; processor time (user and system) depends less on what else the machine does meanwhile. The table goes to
+results/import_time.md.
 """
 
-import argparse
 import resource
 import subprocess
 import sys
-import time
+from functools import partial
 
 import numpy as np
-from common import environment, save_table
+from shared.command import parser
+from shared.tables import environment, save_table
+from shared.timing import in_turns, timed
 
 # skorch imports a part of scikit-learn; the second line adds what sk_avae itself uses.
 IMPORTS = {
@@ -30,23 +32,18 @@ PLAIN, _, OURS = IMPORTS
 
 def measure(code):
     """Return wall and processor time of a new process that runs some code."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, wall = timed(partial(subprocess.run, [sys.executable, "-c", code], check=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15, help="processes for each import (15)")
-    repeats = parser.parse_args().repeats
-    times = {name: [] for name in IMPORTS}
-    for turn in range(repeats + 1):
-        for name, code in IMPORTS.items():
-            measured = measure(code)
-            if turn:
-                times[name].append(measured)
-    medians = {name: np.median(np.array(measured), axis=0) for name, measured in times.items()}
+    command = parser(__doc__)
+    command.add_argument("--repeats", type=int, default=15, help="processes for each import (15)")
+    args = command.parse_args()
+    times = in_turns({name: partial(measure, code) for name, code in IMPORTS.items()}, args.repeats, warm_up=1)
+    medians = {name: np.median(measured, axis=0) for name, measured in times.items()}
     rows = [
         [f"`import {name}`" if " with " not in name else name, *(f"{s:.2f}" for s in seconds)]
         + [f"{ratio:.2f}" for ratio in seconds / medians[PLAIN]]
@@ -54,12 +51,12 @@ def main():
     ]
     wall, processor = medians[OURS] / medians[PLAIN]
     save_table(
-        "import_time",
+        args.output / "import_time",
         "Time of import",
         ["import", "wall, s", "processor, s", "wall, ratio", "processor, ratio"],
         rows,
         [
-            f"medians of {repeats} processes each, in turns; at most 1.2 is wanted: "
+            f"medians of {args.repeats} processes each, in turns; at most 1.2 is wanted: "
             f"{wall:.2f} (wall), {processor:.2f} (processor)",
             environment(),
         ],

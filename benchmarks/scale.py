@@ -1,20 +1,21 @@
-"""Memory and time of `transform` on many images, from one memory map to another.
+"""Do memory and time of `transform` stay in bounds on many images, from one memory map to another?
 
     python benchmarks/scale.py [--n N] [--dask]
 
-The bundled digits, turned anew for every part of the file. Time for a tenth of them beside that for all: it should
+The bundled digits, rotated anew for every part of the file. Time for a tenth of them beside that for all: it should
 grow with their number; memory (the process's own, not pages of the files) should not. With `--dask`, 20,000 digits on
-one and on two single-threaded dask workers.
+one and on two single-threaded dask workers. The table goes to results/scale.md.
 """
 
-import argparse
 import tempfile
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import environment, save_table
+from shared.command import parser
+from shared.tables import environment, save_table
+from shared.timing import timed
 
 from sk_avae import AffineCanonicalizer, AVAEEstimator
 from sk_avae.datasets import load_mnist_sample, make_perturbed
@@ -59,9 +60,7 @@ def measured(avae, X, folder):
     """Return seconds and peak memory of transforming `X` into a memory map."""
     out = np.memmap(Path(folder) / "out", dtype=np.float32, mode="w+", shape=(len(X), X.shape[1] + 1))
     with Peak() as peak:
-        start = time.perf_counter()
-        avae.transform(X, out=out)
-        seconds = time.perf_counter() - start
+        _, seconds = timed(partial(avae.transform, X, out=out))
     return seconds, peak.highest
 
 
@@ -72,22 +71,21 @@ def on_dask(avae, X):
     from sklearn.frozen import FrozenEstimator
 
     canonicalizer = AffineCanonicalizer(FrozenEstimator(avae)).fit(X[:2])
-    seconds, answers = [], []
+    turns = []
     for n_workers in (1, 2):
         with LocalCluster(n_workers=n_workers, threads_per_worker=1) as cluster, Client(cluster) as client:
             blocks = da.from_array(X, chunks=(N_PER_PART, -1))
             client.submit(canonicalizer.transform, X[:64]).result()
-            start = time.perf_counter()
-            answers.append(blocks.map_blocks(canonicalizer.transform, dtype=np.float32).compute())
-            seconds.append(time.perf_counter() - start)
+            turns.append(timed(blocks.map_blocks(canonicalizer.transform, dtype=np.float32).compute))
+    answers, seconds = zip(*turns, strict=True)
     return *seconds, np.array_equal(*answers)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=1_000_000)
-    parser.add_argument("--dask", action="store_true")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--n", type=int, default=1_000_000, help="digits (1,000,000)")
+    command.add_argument("--dask", action="store_true", help="on dask, too")
+    args = command.parse_args()
     avae = AVAEEstimator(random_state=0).fit(load_mnist_sample("train")[0])
     before = own_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +103,7 @@ def main():
                 f"{one / two:.2f} times as fast; answers equal bit for bit: {equal}.",
             )
     header = ["digits of 28 x 28", "seconds", "ms per digit", "peak memory, GB"]
-    save_table("scale", "Transforming digits from one memory map to another", header, rows, notes)
+    save_table(args.output / "scale", "Transforming digits from one memory map to another", header, rows, notes)
 
 
 if __name__ == "__main__":

@@ -1,103 +1,106 @@
-"""Cost of training through skorch, and of joint alignment, against a plain PyTorch loop of the same model.
+"""What does training through skorch cost, and joint alignment, against a plain PyTorch loop of the same model?
 
     python benchmarks/training.py
 
 Same network, batches, optimiser, learning-rate schedule and random numbers; they take turns, medians of the ratios.
-Joint alignment (`align_training`) learns from the same digits turned by any angle.
+Joint alignment (`align_training`) learns from the same digits, rotated by any angle. The table goes to
+results/training.md.
 """
 
 import copy
 import math
-import time
+from functools import partial
 
 import numpy as np
 import torch
-from common import environment, save_table
+from shared.command import parser
+from shared.tables import environment, save_table
+from shared.timing import in_turns, timed
 
-from sk_avae.alignment import AVAE
 from sk_avae.datasets import load_mnist_sample, make_perturbed
-from sk_avae.joint import TrainingPoses
-from sk_avae.likelihoods import Bernoulli
-from sk_avae.net import n_steps, train
-from sk_avae.training import AGREEING
-from sk_avae.vae import MODULES
+from sk_avae.learning.epochs import n_steps
+from sk_avae.learning.training_poses import TrainingPoses
+from sk_avae.learning.training_run import AGREEING
+from sk_avae.learning.vae_training import TrainingImages, VAESettings, train_vae
+from sk_avae.model.avae import AVAE
+from sk_avae.model.likelihoods import Bernoulli
+from sk_avae.model.vae import MODULES
 
-SEED, N_REPEATS, BATCH_SIZE, LR, N_RESTARTS = 0, 5, 256, 2e-3, 16
+SEED, N_REPEATS, BATCH_SIZE, LR, LATENT_SIZE, N_RESTARTS = 0, 5, 256, 2e-3, 16, 16
+
+
+def model_of(vae):
+    return AVAE(vae, Bernoulli(), "rotation", torch.zeros(1), scale=(math.inf,))
 
 
 def plain_loop(vae, images, max_epochs):
-    likelihood, background = Bernoulli(), torch.zeros(1)
-    model = AVAE(vae, likelihood, "rotation", background, scale=())
+    model = model_of(vae)
     optimizer = torch.optim.Adam(vae.parameters(), lr=LR, fused=True)
-    n_batches = -(-len(images) // BATCH_SIZE)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max_epochs * n_batches)
+    steps = n_steps(len(images), max_epochs, BATCH_SIZE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     generator = torch.Generator().manual_seed(SEED)
     vae.train()
     for _ in range(max_epochs):
         for rows in torch.randperm(len(images), generator=generator).split(BATCH_SIZE):
-            noise = torch.randn(len(rows), 16, generator=generator)
+            noise = torch.randn(len(rows), LATENT_SIZE, generator=generator)
             optimizer.zero_grad()
             loss = -model.elbo(images[rows], noise=noise).mean()
             loss.backward()
             optimizer.step()
             scheduler.step()
-    return loss
 
 
-def with_skorch(vae, images, max_epochs, poses=None):
-    model = AVAE(vae, Bernoulli(), "rotation", torch.zeros(1), scale=(math.inf,))
-    train(
-        model,
-        images,
-        validation_images=None,
-        poses=poses and poses(model),
-        validation_poses=None,
-        latent_size=16,
-        max_epochs=max_epochs,
-        batch_size=BATCH_SIZE,
-        lr=LR,
-        weight_decay=0.0,
-        patience=None,
-        callbacks=[],
-        generator=torch.Generator().manual_seed(SEED),
-        device=torch.device("cpu"),
-        verbose=0,
+def with_skorch(vae, images, max_epochs, *, align=False):
+    model, poses = model_of(vae), None
+    if align:
+        n_agreeing = round(AGREEING * n_steps(len(images), max_epochs, BATCH_SIZE))
+        poses = TrainingPoses(model, images, None, N_RESTARTS, n_agreeing=n_agreeing)
+    settings = VAESettings(LATENT_SIZE, max_epochs, BATCH_SIZE, LR)
+    train_vae(model, TrainingImages(images, poses), settings, generator=torch.Generator().manual_seed(SEED))
+
+
+def measured(function, vae, images, max_epochs):
+    """Train a copy, and return its weights and the seconds per epoch."""
+    trained = copy.deepcopy(vae)
+    _, seconds = timed(function, trained, images, max_epochs)
+    return list(trained.parameters()), seconds / max_epochs
+
+
+def compare(module, max_epochs, upright, turned):
+    """Return the row of a network."""
+    torch.manual_seed(SEED)
+    vae = MODULES[module]((1, 28, 28), latent_size=LATENT_SIZE)
+    ways = {
+        "plain": partial(measured, plain_loop, vae, upright, max_epochs),
+        "skorch": partial(measured, with_skorch, vae, upright, max_epochs),
+        "aligned": partial(measured, partial(with_skorch, align=True), vae, turned, max_epochs),
+    }
+    turns = in_turns(ways, N_REPEATS, warm_up=1)
+    seconds = {name: np.array([seconds for _, seconds in turn]) for name, turn in turns.items()}
+    same = all(
+        torch.equal(a, b)
+        for (plain, _), (skorch, _) in zip(turns["plain"], turns["skorch"], strict=True)
+        for a, b in zip(plain, skorch, strict=True)
     )
+    medians = [f"{np.median(seconds[name]):.2f}" for name in ways]
+    ratios = [spread(seconds[name] / seconds["plain"]) for name in ("skorch", "aligned")]
+    return [module, f"{len(upright):,}", max_epochs, *medians, *ratios, "yes" if same else "no"]
 
 
-def with_alignment(vae, images, max_epochs):
-    n_agreeing = round(AGREEING * n_steps(len(images), max_epochs, BATCH_SIZE))
-    with_skorch(
-        vae, images, max_epochs, lambda model: TrainingPoses(model, images, None, N_RESTARTS, n_agreeing=n_agreeing)
-    )
+def spread(ratios):
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
 
 
 def main():
+    args = parser(__doc__).parse_args()
     X, _ = load_mnist_sample("train")
     turned, _ = make_perturbed(X, random_state=SEED)
     upright, turned = (torch.from_numpy(x.astype(np.float32) / 255).view(-1, 1, 28, 28) for x in (X, turned))
-    rows = []
-    for module, max_epochs, n in (("mlp", 8, 5000), ("conv", 2, 512)):
-        torch.manual_seed(SEED)
-        vae = MODULES[module]((1, 28, 28), latent_size=16)
-        ways = {"plain": (plain_loop, upright), "skorch": (with_skorch, upright), "aligned": (with_alignment, turned)}
-        times = {name: [] for name in ways}
-        same = True
-        for repeat in range(N_REPEATS + 1):
-            trained = {name: copy.deepcopy(vae) for name in ways}
-            for name, (function, images) in ways.items():
-                start = time.perf_counter()
-                function(trained[name], images[:n], max_epochs)
-                if repeat:  # the first round warms up
-                    times[name].append(time.perf_counter() - start)
-            weights = zip(trained["plain"].parameters(), trained["skorch"].parameters(), strict=True)
-            same &= all(torch.equal(a, b) for a, b in weights)
-        seconds = {name: np.array(times[name]) / max_epochs for name in ways}
-        medians = [f"{np.median(seconds[name]):.2f}" for name in ways]
-        ratios = [ratio(seconds[name] / seconds["plain"]) for name in ("skorch", "aligned")]
-        rows.append([module, f"{n:,}", max_epochs, *medians, *ratios, "yes" if same else "no"])
+    rows = [
+        compare(module, epochs, upright[:n], turned[:n]) for module, epochs, n in (("mlp", 8, 5000), ("conv", 2, 512))
+    ]
     save_table(
-        "training",
+        args.output / "training",
         "Training through skorch, and joint alignment, against a plain PyTorch loop",
         [
             *("network", "images", "epochs", "plain, s per epoch", "skorch, s", "align_training, s"),
@@ -106,10 +109,6 @@ def main():
         rows,
         [environment(SEED, repeats=N_REPEATS, batch_size=BATCH_SIZE)],
     )
-
-
-def ratio(ratios):
-    return f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
 
 
 if __name__ == "__main__":

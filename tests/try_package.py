@@ -29,7 +29,7 @@ IN_SDIST = {
         "pyproject.toml",
     ),
     *("docs/conf.py", "docs/images/rotated_digits.png", "docs/_static/style.css", "examples/rotated_digits.py"),
-    *("tests/conftest.py", "tests/data/choices.npz", "benchmarks/common.py"),
+    *("tests/conftest.py", "tests/data/choices.npz", "benchmarks/shared/tables.py"),
 }
 NOT_PACKED = re.compile(r"(^|/)(\.venv|\.git/|__pycache__|_build|gallery|generated|cache|out|dist)(/|$)|\.pyc$")
 

@@ -11,17 +11,18 @@ import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
-import published
 import torch
 import torch.nn.functional as F
-from classifiers import SIDE, as_images, make_network
+from shared import paper_search
 from torch import nn
 
 import sk_avae
 from sk_avae import AVAEEstimator
-from sk_avae.affine import to_matrix, warp
-from sk_avae.alignment import AVAE
-from sk_avae.likelihoods import kl_divergence
+from sk_avae.model.affine import to_matrix, warp
+from sk_avae.model.avae import AVAE
+
+from .classifiers import SIDE, as_images, make_network
+from .plan import ROWS
 
 # What the package's rows search with. One model serves them all: it is fitted with a critic and a gate.
 FITTED = {"critic": True, "min_gain": "auto"}
@@ -62,15 +63,16 @@ def drawn(found, rows, k=None):
 
 def warp_rows(rows, matrix):
     """Warp rows of bytes by matrices that map canonical to input coordinates, with black outside."""
-    parts = [
-        warp(as_images(some), m).flatten(1)
-        for some, m in zip(np.array_split(rows, splits(rows)), np.array_split(matrix, splits(rows)), strict=True)
-    ]
-    return torch.cat(parts).numpy()
+    pairs = zip(in_parts(rows), in_parts(matrix), strict=True)
+    return torch.cat([warp(as_images(some), m).flatten(1) for some, m in pairs]).numpy()
 
 
-def splits(rows):
-    return max(1, len(rows) // IMAGES_AT_ONCE)
+def in_parts(rows):
+    return np.array_split(rows, max(1, len(rows) // IMAGES_AT_ONCE))
+
+
+def image_batches(rows, device):
+    return (as_images(some / np.float32(255)).to(device) for some in in_parts(rows))
 
 
 def undo(rows, alpha, family):
@@ -97,7 +99,7 @@ class Moments:
         return None
 
     def search(self, model, X):
-        matrices = [self._matrices(some) for some in np.array_split(X, splits(X))]
+        matrices = [self._matrices(some) for some in in_parts(X)]
         return only("matrix", np.concatenate(matrices).astype(np.float32))
 
     def _matrices(self, rows):
@@ -155,38 +157,27 @@ class Canonicalizer:
         return {"matrix": matrix.numpy(), "weights": found.hypothesis_weight}
 
 
-class PaperSearch(Canonicalizer):
-    """The paper's search on the same VAE: no prior, no gate.
-
-    References
-    ----------
-    Bidart & Wong (2019), sections 3.2 and 4.4.
-    """
+class PaperFrontend(Canonicalizer):
+    """The paper's search on the same VAE: no prior, no gate."""
 
     def __init__(self, family, *, random_state, n_starts, **parameters):
         super().__init__(family, random_state=random_state, **parameters)
         self.generator_seed = random_state
-        self.published = published.Search(family, n_starts)
+        self.paper_search = paper_search.PaperSearch(family, n_starts)
         self.search_key = {
             "n_starts": n_starts,
-            "n_steps": published.STEPS,
-            "lr": published.LR[family],
-            "reach": published.REACH[family],
+            "n_steps": paper_search.STEPS,
+            "lr": paper_search.LR[family],
+            "reach": paper_search.REACH[family],
         }
 
     def search(self, model, X):
-        device = next(model.module_.parameters()).device
-        black = torch.zeros(1, device=device)
-        avae = AVAE(model.module_, model.likelihood_, self.estimator.family, black, scale=())
-        generator = torch.Generator().manual_seed(self.generator_seed)
-
-        def loss(images, matrix):
-            mean, log_var = avae.encode(images, matrix)
-            return kl_divergence(mean, log_var) - avae.likelihood.log_prob(images, avae.decode(mean, matrix))
-
-        parts = [as_images(some / np.float32(255)).to(device) for some in np.array_split(X, splits(X))]
-        poses = [self.published.run(loss, some, generator).cpu() for some in parts]
-        return only("matrix", published.matrix_of(torch.cat(poses)))
+        aligner, generator = model.aligner_, torch.Generator().manual_seed(self.generator_seed)
+        black = torch.zeros(1, device=aligner.device)
+        avae = AVAE(aligner.vae.module, aligner.likelihood.module, self.estimator.family, black, scale=())
+        loss = paper_search.negative_elbo(avae)
+        poses = [self.paper_search.run(loss, some, generator).cpu() for some in image_batches(X, aligner.device)]
+        return only("matrix", paper_search.matrix_of(torch.cat(poses)))
 
 
 class Equiadapt:
@@ -245,9 +236,8 @@ class Equiadapt:
         canonicalizer = self._build().train()
         canonicalizer.load_state_dict(model)
         canonicalizer.to(self.device).eval()
-        parts = (as_images(some / np.float32(255)).to(self.device) for some in np.array_split(X, splits(X)))
         with torch.no_grad():
-            canonical = torch.cat([canonicalizer(some).cpu() for some in parts])
+            canonical = torch.cat([canonicalizer(some).cpu() for some in image_batches(X, self.device)])
         return only("images", as_bytes(255 * canonical.flatten(1).numpy()))
 
 
@@ -255,3 +245,21 @@ def missing(name):
     """Say why a front-end cannot run here, or return None."""
     not_installed = name == "equiadapt" and importlib.util.find_spec("equiadapt") is None
     return "not installed" if not_installed else None
+
+
+def make_frontend(row, family, settings, seed, device):
+    """Return the front-end of a row; `device` is that of the networks in it."""
+    # The richer families choose among four hypotheses, as the committed tables do.
+    search = {} if family == "rotation" else {"n_refine": 4}
+    avae = {"random_state": seed, "device": device, **search, **settings.avae}
+    n_starts = round(settings.paper_budget * paper_search.STARTS[family])
+    n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
+    makers = {
+        "moments": lambda: Moments(family),
+        "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed, device=device),
+        "paper": lambda: PaperFrontend(family, n_starts=n_starts, **avae),
+        "vae_only": lambda: Canonicalizer(family, search=VAE_ONLY, **avae),
+        "sk_avae": lambda: Canonicalizer(family, search=RANKED, **avae),
+        "gated": lambda: Canonicalizer(family, search=GATED, **avae),
+    }
+    return makers[ROWS[row].frontend or row]()

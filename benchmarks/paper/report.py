@@ -1,13 +1,9 @@
-"""What becomes of the cells of `paper.py`: tables in Markdown, and pictures."""
+"""The tables of `paper.py`, made of its cells: beside the paper's own figures."""
 
-import matplotlib as mpl
 import numpy as np
+from shared.tables import markdown, save_text
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
-ANGLES = tuple(range(0, 181, 20))
+from .cells import ANGLES
 
 # Figures 3 and 5 of the paper; the means of these curves differ a little from its table 1.
 PAPER_CURVES = {
@@ -30,13 +26,12 @@ ROWS = {
     "AVAE, random perturbations": ("published random", "curve turned", "avae"),
     "AVAE, transformation optimisation": ("published optimised", "curve aligned", "avae"),
 }
-COLOURS = dict(zip(ROWS, (GREY, BLUE, ORANGE, GREEN), strict=True))
 COLUMNS = ("the paper's figures", "as published, here", "as this package does it")
 TRAINING_LABELS = {"upright": "upright", "turned": "any orientation", "aligned": "any orientation, align_training"}
 
 
-def write(cells, settings, path, pictures, *, prefix, notes):
-    """Write the tables to `path`.md, and every picture for which there are cells."""
+def save_tables(cells, settings, path, notes):
+    """Write the tables to `path`.md."""
     parts = [
         "# The paper's figures, reproduced\n",
         table_1(cells),
@@ -45,23 +40,13 @@ def write(cells, settings, path, pictures, *, prefix, notes):
         table_latent(cells, settings),
         table_poses(cells),
         table_classified(cells),
-        f"- {notes}\n",
+        f"- {notes}",
     ]
-    text = "\n".join(part for part in parts if part)
-    print(text)
-    path.parent.mkdir(exist_ok=True)
-    path.with_suffix(".md").write_text(text)
-    pictures.mkdir(exist_ok=True)
-    for name, draw in DRAWINGS.items():
-        figure = draw(cells, settings)
-        if figure is not None:
-            figure.savefig(pictures / f"{prefix}{name}.png", dpi=110)
-            plt.close(figure)
+    save_text(path, [part for part in parts if part])
 
 
-def markdown(title, header, rows):
-    lines = [f"## {title}\n", "| " + " | ".join(map(str, header)) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
+def titled(title, header, rows):
+    return f"## {title}\n\n{markdown(header, rows)}"
 
 
 def curves_of(cells, row):
@@ -77,7 +62,7 @@ def table_1(cells):
     }
     plain = means["VAE, single orientation"]
     rows = [[row, *map(with_reduction, means[row], plain)] for row in ROWS]
-    return markdown("Table 1: mean loss over 0 to 180 degrees (reduction against the VAE)", ["model", *COLUMNS], rows)
+    return titled("Table 1: mean loss over 0 to 180 degrees (reduction against the VAE)", ["model", *COLUMNS], rows)
 
 
 def with_reduction(mean, of):
@@ -106,7 +91,7 @@ def table_gap(cells):
             share = gap_closed(vae, avae)
             rows.append([column, f"{share.min():.1%}", f"{share.mean():.1%}", *(f"{s:.0%}" for s in share)])
     header = ["", "least", "mean", *(f"{angle}°" for angle in ANGLES[1:])]
-    return markdown("Share of the gap to the upright loss that the AVAE closes (single orientation)", header, rows)
+    return titled("Share of the gap to the upright loss that the AVAE closes (single orientation)", header, rows)
 
 
 def table_affine(cells):
@@ -122,7 +107,7 @@ def table_affine(cells):
             losses = [f"{cell[k]:.1f}" for k in ("upright", "vae", kind)]
             rows.append([label, *losses, f"-{1 - cell[kind] / cell['vae']:.1%}", f"{share:.1%}"])
     header = ["", "upright, VAE", "transformed, VAE", "transformed, AVAE", "reduction", "gap closed"]
-    return markdown("Section 4.4: turned, sheared up to 55 degrees, scaled by up to 50 %", header, rows)
+    return titled("Section 4.4: turned, sheared up to 55 degrees, scaled by up to 50 %", header, rows)
 
 
 def latent_means(cells, settings, training, kind):
@@ -153,11 +138,7 @@ def table_latent(cells, settings):
             [label, *("{:.1f} ± {:.1f}".format(*means[k]) if k in means else "" for k in settings.latent_sizes)]
         )
     title = f"Figure 4: loss against latent size ({settings.n_latent_train:,} training digits, this package)"
-    return markdown(title, ["", *settings.latent_sizes], rows)
-
-
-def spread_of(mean_and_deviation):
-    return "{:.1f} ± {:.1f}".format(*mean_and_deviation) if mean_and_deviation else ""
+    return titled(title, ["", *settings.latent_sizes], rows)
 
 
 def resultant_length(angles, times=1):
@@ -181,9 +162,7 @@ def table_poses(cells):
         return ""
     found = cells["pose lengths"]
     rows = [[label, *(f"{length:.2f}" for length in lengths)] for label, lengths in found["lengths"].items()]
-    text = markdown(
-        "Figures 7 and 8: resultant length of the poses per class, the turn removed", ["", *range(10)], rows
-    )
+    text = titled("Figures 7 and 8: resultant length of the poses per class, the turn removed", ["", *range(10)], rows)
     return text + f"\nAt the end the mean poses of 6 and 9 are {found['apart']:.0f} degrees apart.\n"
 
 
@@ -191,110 +170,4 @@ def table_classified(cells):
     names = [name for name in ("upright", "aligned") if f"classified {name}" in cells]
     rows = [[TRAINING_LABELS[n], f"{cells[f'classified {n}']['accuracy']:.3f}"] for n in names]
     title = "LogisticRegression on turned digits, fitted on the canonical training digits"
-    return markdown(title, ["VAE trained on digits that are", "accuracy"], rows) if rows else ""
-
-
-# ---------------------------------------------------------------------- pictures
-
-
-def draw_curves(cells, names, titles):
-    columns = [column for column in range(3) if any(curves_of(cells, name)[column] for name in names)]
-    figure, axes = plt.subplots(1, len(columns), figsize=(4 * len(columns), 3.8), layout="constrained", squeeze=False)
-    axes = axes[0]
-    for ax, column in zip(axes, columns, strict=True):
-        for name in names:
-            curve = curves_of(cells, name)[column]
-            if curve:
-                ax.plot(ANGLES, curve, marker="o", markersize=4, color=COLOURS[name], label=name)
-        ax.set_title(titles[column], fontsize=10)
-        ax.set_xlabel("angle (degrees)")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("loss per image")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
-    return figure
-
-
-def figure_3(cells, settings):
-    return draw_curves(cells, ["VAE, single orientation", "AVAE, single orientation"], COLUMNS)
-
-
-def figure_5(cells, settings):
-    return draw_curves(cells, [name for name in ROWS if name.startswith("AVAE")], COLUMNS)
-
-
-def figure_4(cells, settings):
-    lines = {label: latent_means(cells, settings, *line) for label, line in LATENT_LINES.items()}
-    if not any(lines.values()):
-        return None
-    figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for (label, means), colour in zip(lines.items(), (GREY, BLUE, ORANGE, "#CC79A7", GREEN), strict=True):
-        if means:
-            centre, spread = np.array(list(means.values())).T
-            ax.errorbar(list(means), centre, spread, marker="o", markersize=4, capsize=2, color=colour, label=label)
-    ax.set_xlabel("latent size")
-    ax.set_ylabel("loss per image (nats)")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_reconstructions(cells, name, labels):
-    if "pictures" not in cells:
-        return None
-    rows = {"input": "input", "vae": "VAE", "avae": "AVAE"}
-    images = {kind: cells["pictures"][f"{name}_{kind}"] for kind in rows}
-    n = len(images["input"])
-    side = int(np.sqrt(images["input"].shape[1]))
-    figure, axes = plt.subplots(3, n, figsize=(n, 3.3), layout="constrained", squeeze=False)
-    for line, kind in zip(axes, rows, strict=True):
-        for ax, image in zip(line, images[kind], strict=True):
-            ax.imshow(image.reshape(side, side), cmap="gray", vmin=0, vmax=1)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        line[0].set_ylabel(rows[kind])
-    for ax, label in zip(axes[0], labels, strict=False):
-        ax.set_title(label, fontsize=9)
-    return figure
-
-
-def figure_1(cells, settings):
-    return draw_reconstructions(cells, "turned", [f"{angle}°" for angle in ANGLES])
-
-
-def figure_6(cells, settings):
-    return draw_reconstructions(cells, "affine", [])
-
-
-def draw_poses(cells, digits):
-    if "poses" not in cells:
-        return None
-    poses, y = cells["poses"]
-    figure, axes = plt.subplots(
-        len(digits), len(poses), figsize=(3 * len(poses), 3 * len(digits)),
-        subplot_kw={"projection": "polar"}, layout="constrained", squeeze=False,
-    )  # fmt: skip
-    edges = np.linspace(-np.pi, np.pi, 49)
-    for line, digit in zip(axes, digits, strict=True):
-        for ax, (epoch, error) in zip(line, sorted(poses.items()), strict=True):
-            wrapped = (error[y == digit] + np.pi) % (2 * np.pi) - np.pi
-            count, _ = np.histogram(wrapped, edges)
-            ax.bar(edges[:-1], count / max(1, count.sum()), width=np.diff(edges), align="edge", color=BLUE)
-            ax.set_title(f"digit {digit}, epoch {epoch}", fontsize=10)
-            ax.set_yticklabels([])
-    return figure
-
-
-def figure_7(cells, settings):
-    return draw_poses(cells, (1,))
-
-
-def figure_8(cells, settings):
-    return draw_poses(cells, (6, 9))
-
-
-DRAWINGS = {
-    f"reproduction_{number}": draw
-    for number, draw in (
-        (1, figure_1), (3, figure_3), (4, figure_4), (5, figure_5), (6, figure_6), (7, figure_7), (8, figure_8),
-    )
-}  # fmt: skip
+    return titled(title, ["VAE trained on digits that are", "accuracy"], rows) if rows else ""

@@ -4,28 +4,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from frontends import (
-    GATED,
-    RANKED,
-    VAE_ONLY,
-    Canonicalizer,
-    Equiadapt,
-    Moments,
-    PaperSearch,
-)
-from published import STARTS
+from shared.paper_search import GENERAL_AFFINE
 
 CLASSIFIERS = ("LogisticRegression", "kNN(3)", "RBF-SVM", "CNN")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and budgets; `vae` and `rich_search` (for all families but rotation) are the package's own parameters."""
+    """Sizes and budgets; `avae` are parameters of `AVAEEstimator`, the defaults where it says nothing."""
 
     n_train: int = 60_000
     n_test: int = 10_000
-    vae: dict[str, Any] = field(default_factory=dict)
-    rich_search: dict[str, Any] = field(default_factory=lambda: {"n_refine": 4})
+    avae: dict[str, Any] = field(default_factory=dict)
     cnn_epochs: int = 4
     augmented_epochs: int = 12
     augmented_copies: int = 2
@@ -76,6 +66,10 @@ class Perturbation:
     drawn: str | None = None
     wider: str | None = None
 
+    @property
+    def drawn_family(self):
+        return self.drawn or self.family
+
 
 def log_factors(low, high):
     return {name: (math.log(low), math.log(high)) for name in ("log_scale_x", "log_scale_y")}
@@ -92,12 +86,7 @@ PERTURBATIONS = {
         drawn="rigid",
         wider="affine",
     ),
-    # "Shears up to 55 degrees, scaling by up to 50 %": the shear's slope is the tangent of its angle.
-    "paper_affine": Perturbation(
-        "linear",
-        {"angle": math.pi, "shear": math.tan(math.radians(55)), **log_factors(0.5, 1.5)},
-        "±180°, shear up to 55° (slope 1.43), scales 0.5 to 1.5",
-    ),
+    "paper_affine": Perturbation("linear", GENERAL_AFFINE, "±180°, shear up to 55° (slope 1.43), scales 0.5 to 1.5"),
     "search_affine": Perturbation("linear", SEARCHED, "±180°, shear ±0.5, scales 1/1.8 to 1.8"),
     "search_affine_shift": Perturbation(
         "affine", {**SEARCHED, "tx": 0.3, "ty": 0.3}, "the same and shifts ±0.3 half sides"
@@ -191,21 +180,3 @@ ROWS = {
 }
 # Every other row is read beside these two.
 REFERENCES = ("none", "oracle")
-
-
-def make_frontend(name, family, settings, seed, device):
-    """Return the front-end of a row; `device` is that of the networks in it."""
-    name = ROWS[name].frontend or name
-    search = {} if family == "rotation" else settings.rich_search
-    avae = {"random_state": seed, "device": device, **settings.vae, **search}
-    n_starts = round(settings.paper_budget * STARTS[family])
-    n_images, epochs = settings.equiadapt_images, settings.equiadapt_epochs
-    makers = {
-        "moments": lambda: Moments(family),
-        "equiadapt": lambda: Equiadapt(n_images=n_images, epochs=epochs, random_state=seed, device=device),
-        "paper": lambda: PaperSearch(family, n_starts=n_starts, **avae),
-        "vae_only": lambda: Canonicalizer(family, search=VAE_ONLY, **avae),
-        "sk_avae": lambda: Canonicalizer(family, search=RANKED, **avae),
-        "gated": lambda: Canonicalizer(family, search=GATED, **avae),
-    }
-    return makers[name]()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pandas as pd
-from cache import code_digest
-from common import RESULTS, environment
-from plan import CLASSIFIERS, PERTURBATIONS, ROWS
+from shared.cache import code_digest
+from shared.tables import environment, markdown, save_text
+
+from .plan import CLASSIFIERS, PERTURBATIONS, ROWS
 
 READINGS = {
     "as_it_comes": "as it comes",
@@ -48,11 +49,6 @@ def pivot(table, reading, summary):
     )
     columns = [(p, c) for p in PERTURBATIONS for c in CLASSIFIERS if (p, c) in grid.columns]
     return grid.reindex(index=[row for row in ROWS if row in grid.index], columns=columns)
-
-
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def reading_table(table, reading, absent):
@@ -111,23 +107,20 @@ def with_old_cells(table, path):
     return pd.concat([table, pd.read_csv(path)]).drop_duplicates(place, keep="first").reset_index(drop=True)
 
 
-def write_report(name, table, settings, absent, n_open, *, merge):
+def write_report(path, table, settings, absent, n_open, *, merge):
     """Write the table as CSV, Markdown and a picture."""
-    RESULTS.mkdir(exist_ok=True)
-    if merge and (RESULTS / f"{name}.csv").exists():
-        n_new, table = len(table), with_old_cells(table, RESULTS / f"{name}.csv")
+    csv = path.with_suffix(".csv")
+    if merge and csv.exists():
+        n_new, table = len(table), with_old_cells(table, csv)
         n_open = max(0, n_open - (len(table) - n_new))
-    table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
-    lines = [f"# Perturbed MNIST: {settings.n_train:,} upright training digits, {settings.n_test:,} test digits", ""]
+    parts = [f"# Perturbed MNIST: {settings.n_train:,} upright training digits, {settings.n_test:,} test digits", ""]
     for reading in ("canonicalized", "canonicalized_without_9", "canonicalized_upright_fit", "upright_canonicalized"):
         title = READINGS[reading.removesuffix("_without_9")] + (", without 9" if reading.endswith("_9") else "")
-        lines += [f"## {title[0].upper()}{title[1:]}", "", reading_table(table, reading, absent)]
-    lines += ["## Cost of the front-ends", "", cost_table(table)]
-    lines += [f"- {note}" for note in notes(table, settings, n_open)]
-    text = "\n".join(lines) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
-    draw(table, RESULTS / f"{name}.png")
+        parts += [f"## {title[0].upper()}{title[1:]}", "", reading_table(table, reading, absent)]
+    parts += ["## Cost of the front-ends", "", cost_table(table)]
+    save_text(path, parts + [f"- {note}" for note in notes(table, settings, n_open)])
+    table.to_csv(csv, index=False, float_format="%.6g")
+    draw(table, path.with_suffix(".png"))
 
 
 def draw(table, path):

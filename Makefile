@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MNIST ?=
 QUICK ?=
+ZOO ?=
 CALLS ?= 10000
 MINUTES ?= 10
 SAMPLE ?= 60
 JOBS ?= 2
 
 .PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
-.PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-import
+.PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-import
 
 help:
 	@echo "Use it"
@@ -30,6 +31,7 @@ help:
 	@echo "  make bench-speed [MNIST=folder]                     ms per image beside the loss reached, against the paper's search"
 	@echo "  make bench-scale                                    memory and time on a million digits, and on dask"
 	@echo "  make bench-training                                 cost of training against a plain PyTorch loop"
+	@echo "  make bench-defaults MNIST=folder ZOO=folder         epochs, restarts and refinements that \"auto\" stands for"
 	@echo "  make bench-import                                   time of import, against torch, skorch and scikit-learn"
 	@echo "Docs"
 	@echo "  make docs                                           these pages into docs/_build/html, examples run"
@@ -125,6 +127,11 @@ bench-scale: env
 
 bench-training: env
 	$(BIN)/python benchmarks/training.py
+
+bench-defaults: env
+	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-defaults ZOO=folder MNIST=folder"; exit 2; }
+	$(NEEDS_MNIST)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defaults.py $(ZOO) $(MNIST)
 
 bench-import: env
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/import_time.py

@@ -5,14 +5,14 @@ from .canonicalizer import AffineCanonicalizer
 from .classifier import CanonicalizedClassifier
 from .estimator import AVAEEstimator
 from .expert import ExpertSettings
-from .persistence import load, save
-from .plotting import (
+from .inspection import (
     AlignmentDisplay,
     ELBOProfileDisplay,
     PoseHistogramDisplay,
     RobustnessCurveDisplay,
     TrainingDisplay,
 )
+from .persistence import load, save
 from .result import AlignmentResult
 
 __all__ = [

@@ -117,7 +117,6 @@ class Aligner:
         if self.evaluated is None:
             object.__setattr__(self, "evaluated", fused(self.vae.module))
 
-    # ------------------------------------------------------------------ parts
     @property
     def device(self) -> torch.device:
         """Where the weights are: a model may have been loaded on another device than it was fitted on."""
@@ -186,7 +185,6 @@ class Aligner:
             )
         return self.models.min_gain
 
-    # ------------------------------------------------------------------ poses
     def search_rows(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> Iterator[Searched]:
         """Find the poses of rows, a slice at a time; warn at the end if refinements stopped early.
 
@@ -231,9 +229,13 @@ class Aligner:
     def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:
         """Find the poses of rows; see `search_rows`."""
         parts = [searched.arrays for searched in self.search_rows(rows, certainty=certainty, verbose=verbose)]
+        return self._result(parts, rows.dtype)
+
+    def _result(self, parts: list[dict[str, NDArray[Any]]], dtype: np.dtype[Any]) -> AlignmentResult:
+        """Put slices together, with the matrices of their poses; floats are as precise as the rows were."""
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         arrays["matrix"] = self.image_format.matrix(arrays["alpha"], self.pose.family)
-        precision = floats_like(rows.dtype)
+        precision = floats_like(dtype)
         arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
         height, width = self.image_format.image_shape[:2]
         return AlignmentResult(**arrays, parameters=self.parameters, image_shape=(height, width))
@@ -259,7 +261,6 @@ class Aligner:
             arrays[name] = arrays[name] + self.log_jacobian
         return arrays
 
-    # ------------------------------------------------------------------ images
     def transform(self, rows: NDArray[Any], out: NDArray[Any], *, verbose: int = 0) -> None:
         """Write canonical rows, in their own pixels, with alpha behind them, into `out`.
 
@@ -282,20 +283,38 @@ class Aligner:
             weights.append(searched.arrays["hypothesis_weight"].astype(precision))
         return np.concatenate(images), np.concatenate(weights)
 
+    def look(self, rows: NDArray[Any]) -> tuple[AlignmentResult, NDArray[Any], NDArray[Any]]:
+        """Return what was found for rows, with certainty, their canonical rows and their reconstructions.
+
+        What `align`, `transform` and `decode` of `encode` give, by one search.
+        """
+        precision = floats_like(rows.dtype)
+        parts, canonical, reconstructed = [], [], []
+        for searched in self.search_rows(rows, certainty=True):
+            alpha = searched.arrays["alpha"].astype(precision)
+            canonical.append(self._canonical(searched, rows, alpha))
+            latent = self._posterior_means(searched, alpha).astype(precision)
+            reconstructed.append(self.decode(latent, alpha).astype(precision, copy=False))
+            parts.append(searched.arrays)
+        return self._result(parts, rows.dtype), np.concatenate(canonical), np.concatenate(reconstructed)
+
     def encode(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the posterior means of the canonical images, of shape (n, latent_size), and the poses."""
+        means, poses = [], []
+        for searched in self.search_rows(rows, verbose=verbose):
+            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
+            means.append(self._posterior_means(searched, alpha))
+            poses.append(alpha)
+        alpha = np.concatenate(poses)
+        return np.concatenate(means).astype(alpha.dtype), alpha
+
+    def _posterior_means(self, searched: Searched, alpha: NDArray[Any]) -> NDArray[Any]:
         model = self.model
 
         def posterior_mean(images: Tensor, pose: Tensor) -> Tensor:
             return model.encode(images, model.matrix(pose, images))[0]
 
-        means, poses = [], []
-        for searched in self.search_rows(rows, verbose=verbose):
-            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
-            means.append(self._in_batches(posterior_mean, searched.images, self.pose_to_model(alpha)))
-            poses.append(alpha)
-        alpha = np.concatenate(poses)
-        return np.concatenate(means).astype(alpha.dtype), alpha
+        return self._in_batches(posterior_mean, searched.images, self.pose_to_model(alpha))
 
     def _canonical(self, searched: Searched, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Return a slice of rows without their poses, in their own pixels."""
@@ -343,7 +362,6 @@ class Aligner:
             parts.append(image_format.to_rows(image_format.from_model(images)))
         return np.concatenate(parts)
 
-    # ------------------------------------------------------------------ units
     @property
     def log_jacobian(self) -> float:
         """What turns a density of scaled pixels into one of the input's, in nats per image."""

@@ -1,6 +1,6 @@
 """The displays; see `sk_avae.inspection`."""
 
-from .inspection.displays import (
+from .inspection import (
     AlignmentDisplay,
     ELBOProfileDisplay,
     PoseHistogramDisplay,

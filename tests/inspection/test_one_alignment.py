@@ -1,0 +1,80 @@
+"""Each display checks, converts and aligns its images once, and draws what the estimator's own methods give."""
+
+from collections import Counter
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.frozen import FrozenEstimator
+
+import sk_avae._validation
+import sk_avae.aligner
+import sk_avae.images
+from sk_avae import AffineCanonicalizer, AlignmentDisplay, ELBOProfileDisplay, PoseHistogramDisplay, TrainingDisplay
+from sk_avae.images import ImageFormat
+
+mpl.use("Agg")
+N = 4
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def stays(monkeypatch):
+    """Count how often images are checked, how many are converted and aligned, and matrices built for answers."""
+    counts = Counter()
+
+    def count(owner, function, name, n_of):
+        original = getattr(owner, function)
+
+        def wrapper(*args, **kwargs):
+            counts[name] += n_of(*args)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, function, wrapper)
+
+    count(sk_avae._validation, "validate_data", "checked", lambda *_: 1)
+    count(ImageFormat, "to_padded_images", "converted", lambda _, rows: len(rows))
+    count(sk_avae.aligner, "align", "aligned", lambda objective, *_: len(objective.images))
+    count(ImageFormat, "matrix", "matrices", lambda _, alpha, *__: len(alpha))
+    return counts
+
+
+def test_alignment_display(fitted, turned, stays):
+    display = AlignmentDisplay.from_estimator(fitted, turned.X[:N])
+    assert stays == {"checked": 1, "converted": N, "aligned": N, "matrices": N}
+    X = turned.X[:N]
+    np.testing.assert_array_equal(display.canonical.reshape(N, -1), fitted.transform(X)[:, :784])
+    np.testing.assert_array_equal(display.reconstructed.reshape(N, -1), fitted.reconstruct(X))
+    expected = fitted.align(X)
+    for name, array in display.result.arrays().items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+
+
+def test_alignment_display_aligns_only_what_it_draws(fitted, turned, stays):
+    AlignmentDisplay.from_estimator(
+        AffineCanonicalizer(FrozenEstimator(fitted)).fit(turned.X[:3]), turned.X, n_images=2
+    )
+    assert stays["aligned"] == stays["converted"] == 2
+
+
+def test_pose_histogram(fitted, turned, stays):
+    PoseHistogramDisplay.from_estimator(fitted, turned.X[:N])
+    assert stays == {"checked": 1, "converted": N, "aligned": N, "matrices": N}
+
+
+def test_elbo_profile(fitted, turned, stays):
+    ELBOProfileDisplay.from_estimator(fitted, turned.X[:N], index=2, n_angles=9)
+    assert stays["checked"] == stays["aligned"] == stays["matrices"] == 1
+    # One image: to align it, to find where the search starts, and for the ELBO at the angles and at the starts.
+    assert stays["converted"] == 4
+
+
+def test_training_curve(fitted, stays):
+    TrainingDisplay.from_estimator(fitted)
+    assert not stays

@@ -56,7 +56,9 @@ def to_state(aligner: Aligner) -> dict[str, Any]:
 
 def from_state(state: Mapping[str, Any], pose: PoseSettings, search: SearchSettings, device: torch.device) -> Aligner:
     """Return the aligner of a state, its networks on `device`; entries that are none of its own are left alone."""
-    image_format = ImageFormat(**state["image_format_"])
+    # Before version 0.1 a pickle had the format itself.
+    format_state = state["image_format_"]
+    image_format = format_state if isinstance(format_state, ImageFormat) else ImageFormat(**format_state)
     recipes = {name: {**state[name], "module": unpack(state[name]["module"], known)} for name, known in RECIPES.items()}
     networks: dict[str, Any] = {}
     for name, recipe in network_recipes({**state, **recipes}, image_format.frame_shape).items():

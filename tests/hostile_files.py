@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
-from sk_avae.files import _checksum
+from sk_avae.persistence.safe_files import _checksum
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 GIBIBYTE = 2**30

@@ -1,7 +1,8 @@
 """Mutation testing: change one thing in a module, and see whether a test notices.
 
-`make mutate` draws mutants of three modules by a seed, runs the tests that know the module on each, in a copy of the
-tree, and prints what was noticed and what was not. A mutant that only takes for ever counts as noticed.
+`make mutate` draws mutants of the modules of `model/` and `search/` by a seed, runs the tests that know the module on
+each, in a copy of the tree, and prints what was noticed and what was not. A mutant that only takes for ever counts as
+noticed.
 
 A mutant is one change to the syntax tree:
 
@@ -34,16 +35,48 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("sk_avae", "tests", "pyproject.toml")
 # Imported once, before a process is forked for each mutant: what the tests need but the package itself.
 PRELOADED = ("torch", "numpy", "pandas", "scipy.ndimage", "sklearn.pipeline", "skorch", "pytest")
-# The tests of each module and of those that use it; a mutant that survives the quick ones meets the others, too.
+# The tests of each module; a mutant that survives these meets those of the modules that use it, too.
 QUICK = {
-    "affine": ("sk_avae/affine.py", "affine", "starts"),
-    "likelihoods": ("sk_avae/likelihoods.py", "likelihoods"),
-    "alignment": ("sk_avae/alignment.py", "alignment", "starts"),
+    "model/affine": ("sk_avae/model/affine.py", "tests/model/test_affine.py"),
+    "model/avae": ("tests/model/test_avae.py",),
+    "model/batches": ("tests/model/test_batches.py",),
+    "model/critic": ("sk_avae/model/critic.py", "tests/model/test_critic_network.py"),
+    "model/likelihoods": ("sk_avae/model/likelihoods.py", "tests/model/test_likelihoods.py"),
+    "model/module_state": ("tests/model/test_module_state.py",),
+    "model/moments": ("tests/model/test_moments.py",),
+    "model/prior": ("sk_avae/model/prior.py", "tests/model/test_prior.py"),
+    "model/shape_density": ("sk_avae/model/shape_density.py", "tests/model/test_shape_density.py"),
+    "model/vae": ("sk_avae/model/vae.py", "tests/model/test_vae.py"),
+    "search/align": ("tests/search/test_align.py",),
+    "search/certainty": ("tests/search/test_certainty.py",),
+    "search/descent": ("tests/search/test_descent.py",),
+    "search/objective": ("tests/search/test_objective.py",),
+    "search/proposer": ("sk_avae/search/proposer.py", "tests/search/test_proposer.py"),
+    "search/screening": ("tests/search/test_screening.py",),
+    "search/settings": ("sk_avae/search/settings.py", "tests/search/test_settings.py"),
+    "search/starting_poses": ("sk_avae/search/starting_poses.py", "tests/search/test_starting_poses.py"),
 }
+_MODEL = ("tests/model/test_avae.py", "tests/test_numerics.py", "tests/test_from_vae.py")
+_SEARCH = ("tests/search/test_align.py", "tests/test_numerics.py")
 SLOW = {
-    "affine": ("reflection", "padding", "datasets"),
-    "likelihoods": ("alignment", "numerics", "from_vae"),
-    "alignment": ("choice", "reflection", "numerics", "proposer"),
+    "model/affine": ("tests/test_reflection.py", "tests/test_padding.py", "tests/test_datasets.py"),
+    "model/avae": _SEARCH,
+    "model/batches": _SEARCH,
+    "model/critic": ("tests/test_reflection.py",),
+    "model/likelihoods": _MODEL,
+    "model/module_state": ("tests/test_persistence.py",),
+    "model/moments": ("tests/search/test_starting_poses.py", "tests/model/test_shape_density.py"),
+    "model/prior": ("tests/model/test_avae.py", *_SEARCH),
+    "model/shape_density": ("tests/test_reflection.py",),
+    "model/vae": _MODEL,
+    "search/align": ("tests/test_numerics.py", "tests/test_reflection.py"),
+    "search/certainty": ("tests/search/test_align.py", "tests/test_reflection.py"),
+    "search/descent": _SEARCH,
+    "search/objective": _SEARCH,
+    "search/proposer": ("tests/test_reflection.py",),
+    "search/screening": _SEARCH,
+    "search/settings": ("tests/search/test_align.py",),
+    "search/starting_poses": _SEARCH,
 }
 
 NEIGHBOURS: dict[type, tuple[type, ...]] = {
@@ -251,10 +284,6 @@ def noticed(copy_of_tree: Path, tests: list[str], timeout: float, log: Path) -> 
     return True
 
 
-def _tests(names: tuple[str, ...]) -> list[str]:
-    return [name if name.endswith(".py") else f"tests/test_{name}.py" for name in names]
-
-
 def run(module: str, drawn: list[int], folder: Path, slow: bool) -> list[str]:
     """Try some of a module's mutants in a copy of the tree; return what survived."""
     path, log = folder / "sk_avae" / f"{module}.py", folder / "log.txt"
@@ -263,9 +292,9 @@ def run(module: str, drawn: list[int], folder: Path, slow: bool) -> list[str]:
     stages = []
     for names in (QUICK[module], SLOW[module])[: 1 + slow]:
         start = time.monotonic()
-        if noticed(folder, _tests(names), 1800, log):
+        if noticed(folder, [*names], 1800, log):
             raise RuntimeError(f"The tests fail without a mutant:\n{log.read_text()[-3000:]}")
-        stages.append((_tests(names), 30 + 3 * (time.monotonic() - start)))
+        stages.append(([*names], 30 + 3 * (time.monotonic() - start)))
     survivors = []
     for number in drawn:
         after, what = mutated(source, everyone[number])

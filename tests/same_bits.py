@@ -62,7 +62,8 @@ def fitted(name, rows):
     parameters = SMALL | FITS[name]
     if "from_vae" in name:
         vae = AVAEEstimator(**parameters).fit(rows).module_
-        del parameters["latent_size"], parameters["max_epochs"]
+        del parameters["latent_size"]
+        parameters["max_epochs"] = 30  # of the proposer
         return AVAEEstimator.from_vae(vae, image_shape=(28, 28), scale=255.0, X=rows, **parameters)
     if "partial_fit" in name:
         return AVAEEstimator(**parameters).partial_fit(rows[:200]).partial_fit(rows[200:])

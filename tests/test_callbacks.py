@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, training
+from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier
+from sk_avae.learning import training_run
 from sk_avae.scoring import elbo
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -126,7 +127,8 @@ def test_a_callback_stops_training(tiny, digits, early_stopping):
 @needs_callbacks
 def test_an_early_stop_ends_its_epoch(tiny, digits):
     recorder = Recorder()
-    model = tiny.set_params(max_epochs=200, lr=0.02, early_stopping=True, n_iter_no_change=1, learned_starts=False)
+    model = tiny.set_params(max_epochs=200, lr=0.02, early_stopping=True, learned_starts=False)
+    model.set_params(expert__n_iter_no_change=1)
     model.set_callbacks(recorder).fit(digits.X[:200])
     assert recorder.count("+AVAEEstimator.epoch") == recorder.count("-AVAEEstimator.epoch") == model.n_iter_ < 200
 
@@ -183,8 +185,8 @@ def test_a_failed_fit_tears_down_and_leaves_the_model_as_it_was(avae, digits):
 @needs_callbacks
 def test_what_callbacks_may_stop_is_not_remembered(tiny, digits, tmp_path, monkeypatch):
     calls = []
-    train = training.train
-    monkeypatch.setattr(training, "train", lambda *args, **kwargs: calls.append(1) or train(*args, **kwargs))
+    train = training_run.train_vae
+    monkeypatch.setattr(training_run, "train_vae", lambda *args, **kwargs: calls.append(1) or train(*args, **kwargs))
     tiny.set_params(memory=str(tmp_path), learned_starts=False)
     tiny.set_callbacks(Recorder(stop_after=1)).fit(digits.X[:60])
     assert tiny.set_callbacks().fit(digits.X[:60]).n_iter_ == 3
@@ -225,7 +227,7 @@ if there is not None:
     sys.modules["sklearn.callback"] = there
 from sk_avae.datasets import load_mnist_sample
 X, y = load_mnist_sample("train")
-avae = sk_avae.AVAEEstimator(2, hidden_layer_sizes=(8,), max_epochs=2, max_iter=2, learned_starts=False, critic=False)
+avae = sk_avae.AVAEEstimator(2, hidden_layer_sizes=(8,), max_epochs=2, tol=1e3, learned_starts=False, critic=False)
 model = sk_avae.CanonicalizedClassifier(estimator=avae)
 model.fit(X[:60] / 255, y[:60])
 assert model.estimator_.n_iter_ == 2

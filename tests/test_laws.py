@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
 
-from sk_avae import AVAEEstimator
-from sk_avae.affine import (
+from sk_avae import AVAEEstimator, ExpertSettings
+from sk_avae.datasets import make_perturbed
+from sk_avae.model.affine import (
     FAMILIES,
     INTERPOLATIONS,
     PADDINGS,
@@ -29,10 +30,12 @@ from sk_avae.affine import (
     without_reflection,
     wrap_angle,
 )
-from sk_avae.alignment import Restarts, align, screen
-from sk_avae.datasets import make_perturbed
-from sk_avae.likelihoods import Bernoulli, Gaussian, kl_divergence
-from sk_avae.starts import starting_poses
+from sk_avae.model.likelihoods import Bernoulli, Gaussian, kl_divergence
+from sk_avae.search.align import align
+from sk_avae.search.objective import Objective
+from sk_avae.search.screening import CandidatePoses, screen
+from sk_avae.search.settings import SearchSettings
+from sk_avae.search.starting_poses import starting_poses
 
 # scikit-learn's digits: 1,797 of 8 x 8.
 DIGITS = load_digits().images
@@ -266,14 +269,15 @@ def test_what_is_refined_is_never_worse_than_the_best_start_nor_than_staying(
     fitted, turned, kind, first, n_refine, max_iter
 ):
     family, mirrored = kind
-    model = copy.deepcopy(fitted).set_params(family=family, allow_reflection=mirrored)._model()
+    model = copy.deepcopy(fitted).set_params(family=family, allow_reflection=mirrored)._aligner().model
     images = torch.from_numpy(turned.X[first : first + 20].reshape(-1, 1, 28, 28) / np.float32(255))
     poses = starting_poses(images, model.background, None, 9, model.family, model.scale)
-    result = align(model, images, Restarts(poses), n_refine=n_refine, max_iter=max_iter)
+    objective = Objective(model, images)
+    result = align(objective, CandidatePoses(poses), SearchSettings(n_refine=n_refine, max_iter=max_iter))
     score = result.elbo + model.log_prior(result.alpha)
     assert all(tensor.isfinite().all() for tensor in result.arrays().values())
     # Screening and refining sum in blocks of another make-up: equal up to rounding.
-    assert (score >= screen(model, images, poses).amax(dim=1) - 1e-3).all()
+    assert (score >= screen(objective, poses).amax(dim=1) - 1e-3).all()
     assert (score >= result.elbo_identity - 1e-3).all()
     assert (result.hypothesis_weight.sum(dim=1) - 1).abs().max() < 1e-5
 
@@ -321,8 +325,8 @@ def fits(draw):
         max_epochs=1,
         n_restarts=draw(st.integers(1, 6)),
         n_refine=draw(st.integers(1, 3)),
-        max_iter=draw(st.integers(0, 6)),
         random_state=0,
+        expert=ExpertSettings(max_iter=draw(st.integers(0, 6))),
     )
     return model, PIXELS[pixels](X)
 

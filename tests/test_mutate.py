@@ -4,11 +4,11 @@ import ast
 from pathlib import Path
 
 import pytest
-from mutate import mutants_of, mutated
+from mutate import QUICK, ROOT, SLOW, mutants_of, mutated
 
 import sk_avae
 
-SOURCE = (Path(sk_avae.__file__).parent / "likelihoods.py").read_text()
+SOURCE = (Path(sk_avae.__file__).parent / "model" / "likelihoods.py").read_text()
 
 
 def test_every_mutant_is_another_program_than_the_module_and_all_others():
@@ -41,3 +41,16 @@ def test_mutants_of(source, mutants):
     found = {mutated(source, mutant)[0] for mutant in mutants_of(source)}
     assert found >= mutants
     assert len(found) <= len(mutants) + 1
+
+
+def test_every_module_of_model_and_search_has_its_tests_and_they_exist():
+    package = Path(sk_avae.__file__).parent
+    modules = {
+        path.relative_to(package).with_suffix("").as_posix()
+        for wing in ("model", "search")
+        for path in (package / wing).glob("*.py")
+        if path.stem != "__init__"
+    }
+    assert set(QUICK) == set(SLOW) == modules
+    for tests in (*QUICK.values(), *SLOW.values()):
+        assert all((ROOT / test).is_file() for test in tests)

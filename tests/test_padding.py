@@ -7,9 +7,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_sample_images
 
-from sk_avae.affine import PADDINGS, compose, to_matrix
 from sk_avae.datasets import make_perturbed
-from sk_avae.likelihoods import Gaussian
+from sk_avae.model.affine import PADDINGS, compose, to_matrix
+from sk_avae.model.likelihoods import Gaussian
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -90,7 +90,7 @@ def test_no_colour_is_invented_at_the_corners(small_avae, photographs, padding, 
 @pytest.mark.parametrize("padding", ["border", "reflect"])
 def test_the_margin_continues_the_photograph(small_avae, photographs, padding):
     model = small_avae(padding=padding, pad=3, **QUICK).fit(photographs[:60])
-    frame = model.image_format_.to_raw(photographs[:5].reshape(5, -1)).numpy()
+    frame = model.image_format_.to_padded_images(photographs[:5].reshape(5, -1)).numpy()
     assert frame.shape == (5, 3, 30, 30)
     mode = {"border": "edge", "reflect": "symmetric"}[padding]
     expected = np.pad(photographs[:5], ((0, 0), (3, 3), (3, 3), (0, 0)), mode=mode)
@@ -131,7 +131,7 @@ def test_padding_after_fit_changes_nothing(small_avae, photographs):
 @pytest.mark.parametrize("padding", ["border", "reflect"])
 def test_a_margin_may_be_wider_than_the_image(small_avae, photographs, padding):
     model = small_avae(padding=padding, pad=30, **QUICK).fit(photographs[:20])
-    frame = model.image_format_.to_raw(photographs[:1].reshape(1, -1)).numpy()
+    frame = model.image_format_.to_padded_images(photographs[:1].reshape(1, -1)).numpy()
     assert frame.shape == (1, 3, 84, 84)
     assert set(np.unique(frame)) == set(np.unique(photographs[0]))
     assert model.transform(photographs[:2]).shape == (2, 24 * 24 * 3 + 1)

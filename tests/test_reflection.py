@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from sk_avae import AffineCanonicalizer
-from sk_avae.affine import FAMILIES
 from sk_avae.datasets import make_perturbed
+from sk_avae.model.affine import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 

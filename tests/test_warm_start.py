@@ -13,8 +13,8 @@ from sklearn.base import clone
 from skorch.callbacks import Callback
 
 from sk_avae import AVAEEstimator
-from sk_avae.net import AVAENet
-from sk_avae.vae import MLPVAE
+from sk_avae.learning.vae_training import VAENet
+from sk_avae.model.vae import MLPVAE
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -76,7 +76,7 @@ def test_a_cold_fit_forgets(tiny, digits):
 def test_a_warm_fit_goes_on_with_its_weights(tiny, digits):
     model = tiny.set_params(warm_start=True).fit(digits.X[:300])
     before = weights(model)
-    model.set_params(lr=1e-12, callbacks=[Weights()]).fit(digits.X[:300])
+    model.set_params(lr=1e-12, expert__callbacks=[Weights()]).fit(digits.X[:300])
     for name, tensor in weights(model).items():
         assert_allclose(tensor, before[name], atol=1e-8)
     assert len(Weights.seen) == 3
@@ -96,14 +96,14 @@ def test_epochs_are_counted_on(tiny, digits):
 
 def test_other_random_numbers_are_drawn_but_the_same_images_held_out(tiny, digits, monkeypatch):
     seen = []
-    step = AVAENet.validation_step
-    monkeypatch.setattr(AVAENet, "validation_step", lambda net, batch: seen.append(batch[0][0]) or step(net, batch))
+    step = VAENet.validation_step
+    monkeypatch.setattr(VAENet, "validation_step", lambda net, batch: seen.append(batch[0][0]) or step(net, batch))
     noise = []
-    train_step = AVAENet.train_step_single
+    train_step = VAENet.train_step_single
     monkeypatch.setattr(
-        AVAENet, "train_step_single", lambda net, batch: noise.append(batch[0][1].tolist()) or train_step(net, batch)
+        VAENet, "train_step_single", lambda net, batch: noise.append(batch[0][1].tolist()) or train_step(net, batch)
     )
-    tiny.set_params(warm_start=True, validation_fraction=0.2, max_epochs=1, batch_size=200)
+    tiny.set_params(warm_start=True, expert__validation_fraction=0.2, max_epochs=1, batch_size=200)
     tiny.fit(digits.X[:100]).fit(digits.X[:100])
     assert torch.equal(seen[0], seen[1])
     assert noise[0] != noise[1]
@@ -200,14 +200,14 @@ def test_warm_start_is_a_truth_value(tiny, digits):
 def test_ctrl_c_leaves_the_last_whole_epoch_of_a_warm_fit(tiny, digits, fitted_before):
     model = tiny.set_params(warm_start=True, learned_starts=True)
     n_before = model.set_params(max_epochs=2).fit(digits.X[:120]).n_iter_ if fitted_before else 0
-    model.set_params(max_epochs=9, callbacks=[Weights(interrupt_in=4)])
+    model.set_params(max_epochs=9, expert__callbacks=[Weights(interrupt_in=4)])
     with pytest.raises(KeyboardInterrupt):
         model.fit(digits.X[:120])
     assert model.n_iter_ == len(model.history_) == n_before + 3
     assert same(weights(model), Weights.seen[-1])
     assert model.proposer_ is None
     assert model.transform(digits.X_test[:3]).shape == (3, 785)
-    model.set_params(callbacks=None, max_epochs=1).fit(digits.X[:120])
+    model.set_params(expert__callbacks=None, max_epochs=1).fit(digits.X[:120])
     assert model.n_iter_ == n_before + 4
     assert model.proposer_ is not None
 
@@ -216,7 +216,7 @@ def test_ctrl_c_while_the_search_is_learned_keeps_the_weights_of_a_warm_fit(tiny
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sk_avae.estimator.learn_to_choose", interrupt)
+    monkeypatch.setattr("sk_avae.learning.fit.learn_search_models", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tiny.set_params(warm_start=True).fit(digits.X[:60])
     assert tiny.n_iter_ == 3
@@ -225,13 +225,13 @@ def test_ctrl_c_while_the_search_is_learned_keeps_the_weights_of_a_warm_fit(tiny
 
 @pytest.mark.parametrize("warm_start", [False, True])
 def test_ctrl_c_before_an_epoch_is_whole_changes_nothing(tiny, digits, warm_start):
-    model = tiny.set_params(warm_start=warm_start, callbacks=[Weights(interrupt_in=1)])
+    model = tiny.set_params(warm_start=warm_start, expert__callbacks=[Weights(interrupt_in=1)])
     with pytest.raises(KeyboardInterrupt):
         model.fit(digits.X[:60])
     assert not hasattr(model, "module_")
-    before = state(model.set_params(callbacks=None).fit(digits.X[:60]))
+    before = state(model.set_params(expert__callbacks=None).fit(digits.X[:60]))
     with pytest.raises(KeyboardInterrupt):
-        model.set_params(callbacks=[Weights(interrupt_in=1 if warm_start else 3)]).fit(digits.X[:60])
+        model.set_params(expert__callbacks=[Weights(interrupt_in=1 if warm_start else 3)]).fit(digits.X[:60])
     assert state(model) == before
 
 
@@ -274,7 +274,9 @@ def test_it_is_one_pass_at_one_learning_rate(tiny, digits):
         def on_batch_end(self, net, training=False, **kwargs):
             Rates.seen.append(net.optimizer_.param_groups[0]["lr"])
 
-    tiny.set_params(batch_size=50, callbacks=[Rates()], lr=3e-3, early_stopping=True, validation_fraction=0.5)
+    tiny.set_params(
+        batch_size=50, expert__callbacks=[Rates()], lr=3e-3, early_stopping=True, expert__validation_fraction=0.5
+    )
     tiny.partial_fit(digits.X[:200])
     assert Rates.seen == [3e-3] * 4
     assert tiny.n_iter_ == 1
@@ -317,7 +319,7 @@ def test_calls_draw_other_random_numbers(tiny, digits):
         def on_batch_begin(self, net, batch=None, **kwargs):
             orders.append(batch[0][1].tolist())
 
-    tiny.set_params(callbacks=[Order()])
+    tiny.set_params(expert__callbacks=[Order()])
     for _ in range(3):
         tiny.partial_fit(digits.X[:100])
     assert len({tuple(order) for order in orders}) == 3
@@ -350,10 +352,10 @@ def test_a_failed_call_leaves_the_model_as_it_was(tiny, digits, fitted_before):
         with pytest.raises(ValueError, match=match):
             streamed(model.set_params(**{name: value}), digits.X[:300], 1, size=300)
         model.set_params(**{name: kept})
-    model.set_params(callbacks=[Weights(interrupt_in=1)])
+    model.set_params(expert__callbacks=[Weights(interrupt_in=1)])
     with pytest.raises(KeyboardInterrupt):
         model.partial_fit(digits.X[:60])
-    assert joblib.hash(model.set_params(callbacks=None)) == before
+    assert joblib.hash(model.set_params(expert__callbacks=None)) == before
     assert hasattr(model, "module_") == fitted_before
 
 
@@ -373,8 +375,10 @@ def test_it_stops_after_so_many_epochs_without_a_better_loss(tiny, digits, monke
     def step(net, batch):
         return {"loss": torch.tensor(float(losses[len(net.history) - 1])), "y_pred": None}
 
-    monkeypatch.setattr(AVAENet, "validation_step", step)
-    tiny.set_params(max_epochs=len(losses), early_stopping=True, n_iter_no_change=patience, callbacks=[Weights()])
+    monkeypatch.setattr(VAENet, "validation_step", step)
+    tiny.set_params(
+        max_epochs=len(losses), early_stopping=True, expert__n_iter_no_change=patience, expert__callbacks=[Weights()]
+    )
     model = tiny.fit(digits.X[:60])
     assert model.n_iter_ == len(model.history_) == n_iter
     assert [epoch["valid_loss"] for epoch in model.history_] == pytest.approx(losses[:n_iter])
@@ -383,9 +387,11 @@ def test_it_stops_after_so_many_epochs_without_a_better_loss(tiny, digits, monke
 
 def test_without_early_stopping_every_epoch_is_run(tiny, digits, monkeypatch):
     monkeypatch.setattr(
-        AVAENet, "validation_step", lambda net, batch: {"loss": torch.tensor(float(len(net.history))), "y_pred": None}
+        VAENet, "validation_step", lambda net, batch: {"loss": torch.tensor(float(len(net.history))), "y_pred": None}
     )
-    model = tiny.set_params(max_epochs=8, n_iter_no_change=1, validation_fraction=0.2, callbacks=[Weights()])
+    model = tiny.set_params(
+        max_epochs=8, expert__n_iter_no_change=1, expert__validation_fraction=0.2, expert__callbacks=[Weights()]
+    )
     model.fit(digits.X[:60])
     assert model.n_iter_ == 8
     assert same(weights(model), Weights.seen[7])

@@ -217,6 +217,8 @@ def _tagged(value: Any) -> Any:
     if _KINDS.get(kind) is not type(value):
         return value
     state = _state_of(value) if kind == "AVAEEstimator" else dict(vars(value))
+    if kind == "ExpertSettings":
+        state["callbacks"] = state["callbacks"] or None
     if kind == "AffineCanonicalizer" and state["estimator"] is state["estimator_"]:
         del state["estimator"]  # a frozen one is both
     return Tagged(kind, {name: _tagged(part) for name, part in state.items()})

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..model.affine import wrap_angle
 from ..model.avae import AVAE, is_constant
 from .certainty import hypothesis_weights
-from .descent import BRACKET, Race, refine, refine_line
+from .descent import BRACKET, Race, Refined, refine, refine_line
 from .objective import Objective, step_units
 from .screening import CandidatePoses, distinct_best, is_duplicate, screen_staged
 from .settings import SearchSettings
@@ -248,7 +248,7 @@ def refine_poses(
     race: Race | None = None,
     metric: Tensor | None = None,
     bracket: float = BRACKET,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Refined:
     """Refine poses by whichever descent is cheaper: without gradients where one parameter alone is free.
 
     Parameters
@@ -267,7 +267,7 @@ def refine_poses(
 
     Returns
     -------
-    alpha, loss, n_iter, converged : see `descent.refine`
+    found : Refined
         Where nothing is free all have converged.
     """
     unit = step_units(objective.model, objective.images)
@@ -287,10 +287,8 @@ def refine_poses(
     if len(unknown):
         loss = loss.index_copy(0, unknown, loss_of(unknown, alpha[unknown]))
     max_iter = max_iter if n_free else 0
-    alpha, loss, n_iter, converged = refine_line(
-        loss_of, alpha, loss, unit, max_iter=max_iter, tol=tol, bracket=bracket, race=race
-    )
-    return alpha, loss, n_iter, converged | (n_free == 0)
+    found = refine_line(loss_of, alpha, loss, unit, max_iter=max_iter, tol=tol, bracket=bracket, race=race)
+    return found._replace(converged=found.converged | (n_free == 0))
 
 
 def _distinct(

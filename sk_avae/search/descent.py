@@ -14,6 +14,7 @@ update) and 6.20 (its first scaling); Brent (1973), "Algorithms for Minimization
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,11 +23,47 @@ Value = Callable[[Tensor, Tensor], Tensor]
 ValueAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+class Refined(NamedTuple):
+    """What a descent found, row by row.
+
+    Attributes
+    ----------
+    alpha : Tensor of shape (n, n_params)
+    loss : Tensor of shape (n,)
+    n_iter : Tensor of shape (n,)
+        Evaluations after the first.
+    converged : Tensor of bool of shape (n,)
+        Not so if given up.
+    """
+
+    alpha: Tensor
+    loss: Tensor
+    n_iter: Tensor
+    converged: Tensor
+
+    @classmethod
+    def start(cls, alpha: Tensor, loss: Tensor) -> "Refined":
+        """Return rows that have not gone anywhere."""
+        n_iter = torch.zeros(len(alpha), dtype=torch.long, device=alpha.device)
+        return cls(alpha.clone(), loss.clone(), n_iter, torch.zeros_like(n_iter, dtype=torch.bool))
+
+
 @dataclass
-class _State:
-    """The rows that are still being refined; `keep` drops the finished ones."""
+class _Unfinished:
+    """The rows that are still being refined."""
 
     row: Tensor
+
+    def keep(self, mask: Tensor) -> None:
+        """Drop the others, which have finished."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name)[mask])
+
+
+@dataclass
+class _State(_Unfinished):
+    """Where each row is, and its next step, in units; see `refine`."""
+
     alpha: Tensor
     loss: Tensor
     gradient: Tensor
@@ -40,9 +77,15 @@ class _State:
         """Return how far the losses fall by the quadratic model."""
         return 0.5 * ((self.inverse_hessian @ self.gradient[:, :, None])[:, :, 0] * self.gradient).sum(dim=1)
 
-    def keep(self, mask: Tensor) -> None:
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name)[mask])
+    def record(self, found: Refined) -> None:
+        """Write down where the rows are, and that they were evaluated once more."""
+        found.alpha[self.row], found.loss[self.row] = self.alpha, self.loss
+        found.n_iter[self.row] += 1
+
+    def has_converged(self, tol: float) -> Tensor:
+        """Tell which rows' next step promises less than `tol`, or would hardly move them."""
+        length = self.step * self.direction.norm(dim=1)
+        return (-self.slope * self.step < tol) | (length < _SMALLEST_STEP)
 
 
 _SUFFICIENT_DECREASE = 1e-4
@@ -129,7 +172,7 @@ def refine(
     tol: float,
     metric: Tensor | None = None,
     race: Race | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Refined:
     """Minimise a loss from many starting points at once: BFGS with a state per row.
 
     Each iteration evaluates every unfinished row once. A row whose loss falls enough moves and updates its
@@ -154,62 +197,52 @@ def refine(
     race : Race or None, default=None
         Ends hopeless rows early; None refines every row to its end.
 
-    Returns
-    -------
-    alpha : Tensor of shape (n, n_params)
-    loss : Tensor of shape (n,)
-    n_iter : Tensor of shape (n,)
-        Evaluations after the first.
-    converged : Tensor of shape (n,)
-        Not so if given up.
-
     References
     ----------
     Nocedal & Wright (2006), algorithm 6.1 with backtracking (algorithm 3.1).
     """
-    n, p = alpha.shape
-    row = torch.arange(n, device=alpha.device)
-    scaled = metric is None
-    metric = torch.eye(p, dtype=alpha.dtype, device=alpha.device) if metric is None else metric.to(alpha)
-    # A direction of frozen parameters would count as length.
-    free = (unit != 0).to(metric)
-    metric = metric * free[:, None] * free
+    scaled, metric = metric is None, _among_free(metric, unit, alpha)
+    row = torch.arange(len(alpha), device=alpha.device)
     loss, gradient = loss_and_gradient(row, alpha)
-    best_alpha, best_loss = alpha.clone(), loss.clone()
-    n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
-    converged = torch.zeros(n, dtype=torch.bool, device=alpha.device)
-    state = _State(
-        row=row,
-        alpha=alpha,
-        loss=loss,
-        gradient=gradient * unit,
-        inverse_hessian=metric.repeat(n, 1, 1),
-        direction=torch.zeros_like(alpha),
-        slope=torch.zeros_like(loss),
-        step=torch.ones_like(loss),
-        fresh=torch.ones(n, dtype=torch.bool, device=alpha.device),
-    )
-    _aim(state, metric)
+    state, found = _start(row, alpha, loss, gradient * unit, metric), Refined.start(alpha, loss)
     if race is not None:
-        state.keep(~race.is_dominated(state.row, state.loss, state.predicted_decrease(), best_loss))
+        state.keep(~race.is_dominated(state.row, state.loss, state.predicted_decrease(), found.loss))
     for _ in range(max_iter):
         if not len(state.row):
             break
         trial = state.alpha + state.step[:, None] * state.direction * unit
         loss, gradient = loss_and_gradient(state.row, trial)
-        n_iter[state.row] += 1
-        accepted = loss <= state.loss + _SUFFICIENT_DECREASE * state.step * state.slope
-        shorter = _shorter_step(state, loss)
-        _move(state, accepted, trial, loss, gradient * unit, metric, scaled)
-        state.step = torch.where(accepted, state.step, shorter)
-        best_alpha[state.row], best_loss[state.row] = state.alpha, state.loss
-        length = state.step * state.direction.norm(dim=1)
-        done = (-state.slope * state.step < tol) | (length < _SMALLEST_STEP)
-        converged[state.row] = done
+        _move(state, trial, loss, gradient * unit, metric, scaled)
+        state.record(found)
+        found.converged[state.row] = done = state.has_converged(tol)
         if race is not None:
-            done = done | race.is_dominated(state.row, state.loss, state.predicted_decrease(), best_loss)
+            done = done | race.is_dominated(state.row, state.loss, state.predicted_decrease(), found.loss)
         state.keep(~done)
-    return best_alpha, best_loss, n_iter, converged
+    return found
+
+
+def _among_free(metric: Tensor | None, unit: Tensor, alpha: Tensor) -> Tensor:
+    """Return the inverse Hessian that every row begins with; directions of frozen parameters would count as length."""
+    metric = torch.eye(alpha.shape[1], dtype=alpha.dtype, device=alpha.device) if metric is None else metric.to(alpha)
+    free = (unit != 0).to(metric)
+    return metric * free[:, None] * free
+
+
+def _start(row: Tensor, alpha: Tensor, loss: Tensor, gradient: Tensor, metric: Tensor) -> _State:
+    """Return the state of rows that have been evaluated once, and their first step."""
+    state = _State(
+        row=row,
+        alpha=alpha,
+        loss=loss,
+        gradient=gradient,
+        inverse_hessian=metric.repeat(len(row), 1, 1),
+        direction=torch.zeros_like(alpha),
+        slope=torch.zeros_like(loss),
+        step=torch.ones_like(loss),
+        fresh=torch.ones_like(row, dtype=torch.bool),
+    )
+    _aim(state, metric)
+    return state
 
 
 def _shorter_step(state: _State, loss: Tensor) -> Tensor:
@@ -220,23 +253,50 @@ def _shorter_step(state: _State, loss: Tensor) -> Tensor:
     return state.step * fraction
 
 
-def _move(
-    state: _State, accepted: Tensor, alpha: Tensor, loss: Tensor, gradient: Tensor, metric: Tensor, scaled: bool
-) -> None:
-    """Take the accepted trials as the new points and aim anew; the other rows stay as they are."""
+def _move(state: _State, trial: Tensor, loss: Tensor, gradient: Tensor, metric: Tensor, scaled: bool) -> None:
+    """Take the trials whose loss falls enough as the new points and aim anew; the other rows step shorter next."""
+    accepted = loss <= state.loss + _SUFFICIENT_DECREASE * state.step * state.slope
     column = accepted[:, None]
+    shorter = _shorter_step(state, loss)
     s = state.step[:, None] * state.direction
     updated = _bfgs(state.inverse_hessian, s, gradient - state.gradient, state.fresh & scaled)
-    old_direction, old_slope, old_step = state.direction, state.slope, state.step
     state.inverse_hessian = torch.where(column[:, :, None], updated, state.inverse_hessian)
-    state.alpha = torch.where(column, alpha, state.alpha)
+    state.alpha = torch.where(column, trial, state.alpha)
     state.loss = torch.where(accepted, loss, state.loss)
     state.gradient = torch.where(column, gradient, state.gradient)
     state.fresh = state.fresh & ~accepted
+    # Of the other rows the aim comes out as it was.
     _aim(state, metric)
-    state.direction = torch.where(column, state.direction, old_direction)
-    state.slope = torch.where(accepted, state.slope, old_slope)
-    state.step = torch.where(accepted, state.step, old_step)
+    state.step = torch.where(accepted, state.step, shorter)
+
+
+@dataclass
+class _Lines(_Unfinished):
+    """Up to three points on the line of each row, from left to right, the lowest so far, and where to look next."""
+
+    place: Tensor
+    height: Tensor
+    best_place: Tensor
+    best_height: Tensor
+    trial: Tensor
+
+    def look(self, found: Tensor) -> None:
+        """Take up what was found at the trials."""
+        self.place, self.height = _with_another_point(self.place, self.height, self.trial, found)
+        better = found < self.best_height
+        self.best_place = torch.where(better, self.trial, self.best_place)
+        self.best_height = torch.where(better, found, self.best_height)
+
+    def record(self, found: Refined, alpha: Tensor, unit: Tensor) -> None:
+        """Write down where the rows are, and that they were evaluated once more."""
+        found.alpha[self.row] = alpha[self.row] + self.best_place[:, None] * unit
+        found.loss[self.row] = self.best_height
+        found.n_iter[self.row] += 1
+
+    def aim(self) -> Tensor:
+        """Set where to look next; return how far the losses fall there, by the parabola through the points."""
+        self.trial, decrease = _next_on_line(self.place, self.height)
+        return decrease
 
 
 def refine_line(
@@ -249,7 +309,7 @@ def refine_line(
     tol: float,
     bracket: float = BRACKET,
     race: Race | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Refined:
     """Minimise a loss along a line from many starting points at once, without gradients.
 
     Each row looks to both sides of its start, then at the minimum of the parabola through the best of its points and
@@ -275,44 +335,46 @@ def refine_line(
     race : Race or None, default=None
         Ends hopeless rows early; None refines every row to its end.
 
-    Returns
-    -------
-    alpha, loss, n_iter, converged
-        As `refine` returns them.
-
     References
     ----------
     Brent (1973), section 5.2.
     """
-    n = len(alpha)
-    row = torch.arange(n, device=alpha.device)
-    best_loss = loss.nan_to_num(nan=math.inf, posinf=math.inf)
-    best_place = torch.zeros_like(best_loss)
-    n_iter = torch.zeros(n, dtype=torch.long, device=alpha.device)
-    converged = torch.zeros(n, dtype=torch.bool, device=alpha.device)
-    # Up to three points per row, from left to right.
-    place, height = best_place[:, None], best_loss[:, None]
-    trial = torch.full_like(best_loss, -bracket)
+    found = Refined.start(alpha, _number_or_infinite(loss))
+    lines = _first_look(found.loss, -bracket)
     for i in range(max_iter):
-        if not len(row):
+        if not len(lines.row):
             break
-        found = loss_of(row, alpha[row] + trial[:, None] * unit).nan_to_num(nan=math.inf, posinf=math.inf)
-        n_iter[row] += 1
-        place, height = _with_another_point(place, height, trial, found)
-        better = found < best_loss[row]
-        best_place[row] = torch.where(better, trial, best_place[row])
-        best_loss[row] = torch.where(better, found, best_loss[row])
+        lines.look(_number_or_infinite(loss_of(lines.row, alpha[lines.row] + lines.trial[:, None] * unit)))
+        lines.record(found, alpha, unit)
         if i == 0:
-            trial = -trial
+            lines.trial = -lines.trial
             continue
-        trial, decrease = _next_on_line(place, height)
-        at_end = (decrease < tol) | ((trial - best_place[row]).abs() < _SMALLEST_STEP)
-        converged[row] = at_end & best_loss[row].isfinite()
-        done = at_end | ~best_loss[row].isfinite()
+        decrease = lines.aim()
+        at_end = (decrease < tol) | ((lines.trial - lines.best_place).abs() < _SMALLEST_STEP)
+        lost = lines.best_height.isinf()
+        found.converged[lines.row] = at_end & ~lost
+        done = at_end | lost
         if race is not None:
-            done = done | race.is_dominated(row, best_loss[row], decrease, best_loss)
-        row, place, height, trial = row[~done], place[~done], height[~done], trial[~done]
-    return alpha + best_place[:, None] * unit, best_loss, n_iter, converged
+            done = done | race.is_dominated(lines.row, lines.best_height, decrease, found.loss)
+        lines.keep(~done)
+    return found
+
+
+def _number_or_infinite(loss: Tensor) -> Tensor:
+    return loss.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _first_look(loss: Tensor, trial: float) -> _Lines:
+    """Return lines with one point, the start, and where to look first."""
+    place = torch.zeros_like(loss)
+    return _Lines(
+        row=torch.arange(len(loss), device=loss.device),
+        place=place[:, None],
+        height=loss[:, None],
+        best_place=place,
+        best_height=loss,
+        trial=torch.full_like(loss, trial),
+    )
 
 
 def _with_another_point(place: Tensor, height: Tensor, trial: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,12 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.mixture import GaussianMixture
 
-from sk_avae.affine import FAMILIES, parameters_of, to_matrix, warp, with_reflection
-from sk_avae.alignment import log_prior_of, loss_alone, loss_and_gradient
 from sk_avae.datasets import make_perturbed
-from sk_avae.density import N_COMPONENTS, N_FEATURES, ShapeDensity, canonical_features
-from sk_avae.starts import Moments, exact_moments, random_poses
+from sk_avae.learning.perturbation import random_poses
+from sk_avae.model.affine import FAMILIES, parameters_of, to_matrix, warp, with_reflection
+from sk_avae.model.moments import Moments, exact_moments
+from sk_avae.model.shape_density import N_COMPONENTS, N_FEATURES, ShapeDensity, canonical_features
+from sk_avae.search.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -88,8 +89,8 @@ def test_blank_and_thin_images_have_finite_features_and_gradients(shape):
     images[1, 0, shape[0] // 2, shape[1] // 2] = 1
     alpha = torch.zeros(2, 6, requires_grad=True)
     aspect = shape[1] / shape[0]
-    ink = exact_moments(images, BLACK)
-    features = canonical_features(ink, to_matrix(alpha, "affine", aspect=aspect), aspect)
+    moments = exact_moments(images, BLACK)
+    features = canonical_features(moments, to_matrix(alpha, "affine", aspect=aspect), aspect)
     assert features.isfinite().all()
     (gradient,) = torch.autograd.grad(features.sum(), alpha)
     assert gradient.isfinite().all()
@@ -143,26 +144,26 @@ def test_a_smaller_mixture_follows_a_larger_one(mixture):
 
 def test_the_gradient_knows_the_density(fitted_with_critic, stretched):
     avae = fitted_with_critic
-    model, images = avae._model(), avae._to_model(stretched.X[:20])
+    model, images = avae._aligner().model, avae._aligner().to_model(stretched.X[:20])
     rows, alpha = torch.arange(20), 0.1 * torch.randn(20, 4, generator=generator())
-    loss, gradient = loss_and_gradient(model, images)(rows, alpha)
+    loss, gradient = Objective(model, images).loss_and_gradient(rows, alpha)
     without = replace(model, density=None)
-    loss_without, gradient_without = loss_and_gradient(without, images)(rows, alpha)
-    ink = model.ink(images)
+    loss_without, gradient_without = Objective(without, images).loss_and_gradient(rows, alpha)
+    moments = model.moments(images)
     pose = alpha.clone().requires_grad_(True)
-    log_density = log_prior_of(model, images, pose, ink) - model.log_prior(pose)
+    log_density = model.log_prior_of(images, pose, moments) - model.log_prior(pose)
     (expected,) = torch.autograd.grad(log_density.sum(), pose)
     assert_allclose(loss_without - loss, log_density.detach(), rtol=1e-3, atol=1e-2)
     assert_allclose(gradient_without - gradient, expected, rtol=1e-3, atol=0.2)
     assert expected.abs().max() > 10
-    assert_allclose(loss_alone(model, images)(rows, alpha), loss, rtol=1e-5)
+    assert_allclose(Objective(model, images).loss(rows, alpha), loss, rtol=1e-5)
 
 
 def test_the_elbo_of_a_result_is_the_elbo_alone(fitted_with_critic, stretched):
     avae = fitted_with_critic
     result = avae.align(stretched.X[:50])
     moved = result.alpha.any(axis=1)
-    model, images = avae._model(), avae._to_model(stretched.X[:50])
+    model, images = avae._aligner().model, avae._aligner().to_model(stretched.X[:50])
     with torch.no_grad():
         elbo = model.elbo(images, torch.from_numpy(result.alpha).float())
     assert moved.mean() > 0.5
@@ -175,7 +176,7 @@ def test_more_canonical_images_are_of_a_usual_shape(fitted_with_critic, stretche
     spread = []
     for density in (fitted_with_critic.density_, None):
         model = copy.copy(fitted_with_critic)
-        model.density_ = density
+        model.aligner_ = replace(model.aligner_, models=replace(model.aligner_.models, density=density))
         canonical = tensors(model.transform(stretched.X)[:, :784])
         identity = to_matrix(torch.zeros(len(canonical), 1), "rotation")
         features = canonical_features(exact_moments(canonical, BLACK), identity, 1.0)
@@ -189,20 +190,20 @@ def test_images_that_fill_the_frame_are_free_to_be_scaled(small_avae):
     wave = np.sin(np.linspace(0, 3, 28)[:, None] * rng.uniform(1, 4, size=(150, 1, 1)) + np.linspace(0, 2, 28))
     X = np.round(127 * (1 + wave + 0.1 * rng.normal(size=(150, 28, 28))).clip(0, 2)).reshape(150, -1)
     avae = small_avae(family="similarity", critic=True, padding="border", max_epochs=2).fit(X)
-    images = avae._to_model(X[:50])
-    model = avae._model()
-    ink = model.ink(images)
+    images = avae._aligner().to_model(X[:50])
+    model = avae._aligner().model
+    moments = model.moments(images)
     alpha = torch.zeros(50, 4)
     scores = []
     for log_scale in (-0.3, 0.0, 0.3):
         alpha[:, 1] = log_scale
-        scores.append((log_prior_of(model, images, alpha, ink) - model.log_prior(alpha)).mean())
+        scores.append((model.log_prior_of(images, alpha, moments) - model.log_prior(alpha)).mean())
     assert max(scores) - min(scores) < 15
 
 
 def test_it_is_switched_off_with_the_critic(fitted_with_critic, stretched):
     model = copy.deepcopy(fitted_with_critic).set_params(critic=False)
-    assert model._model().density is model._model().critic is None
+    assert model._aligner().model.density is model._aligner().model.critic is None
 
 
 def test_without_a_critic_there_is_none(fitted):
@@ -219,7 +220,7 @@ def test_it_helps_to_find_the_right_pose(fitted_with_critic, digits):
     near = []
     for density in (fitted_with_critic.density_, None):
         model = copy.copy(fitted_with_critic)
-        model.density_ = density
+        model.aligner_ = replace(model.aligner_, models=replace(model.aligner_.models, density=density))
         found = torch.from_numpy(model.align(stretched).alpha)
         away = to_matrix(found, "linear") - to_matrix(torch.from_numpy(alpha).to(found), "linear")
         near.append(float((away.flatten(1).norm(dim=1) < 0.6).float().mean()))

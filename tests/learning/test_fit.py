@@ -12,8 +12,9 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 from torch import nn
 
-from sk_avae import training
-from sk_avae.vae import MLPVAE
+from sk_avae.learning import training_run
+from sk_avae.learning.fit import batch_size_for
+from sk_avae.model.vae import MLPVAE
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 def trainings(monkeypatch):
     """Count how often weights are trained."""
     calls = []
-    train = training.train
+    train_vae = training_run.train_vae
 
-    def counted(*args, **kwargs):
-        calls.append(kwargs["latent_size"])
-        return train(*args, **kwargs)
+    def counted(model, data, settings, **kwargs):
+        calls.append(settings.latent_size)
+        return train_vae(model, data, settings, **kwargs)
 
-    monkeypatch.setattr(training, "train", counted)
+    monkeypatch.setattr(training_run, "train_vae", counted)
     return calls
 
 
@@ -57,7 +58,7 @@ def test_what_is_remembered_has_the_same_bits(quick, digits, trainings):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 1e-3}, {"max_epochs": 2}, {"random_state": 1}, {"pad": 2}, {"validation_fraction": 0.3}]
+    "change", [{"lr": 1e-3}, {"max_epochs": 2}, {"random_state": 1}, {"pad": 2}, {"expert__validation_fraction": 0.3}]
 )
 def test_other_settings_train_anew(quick, digits, trainings, change):
     quick.fit(digits.X[:60])
@@ -103,7 +104,7 @@ def test_how_images_lie_in_memory_does_not_matter(quick, digits, trainings, same
 
 def test_callbacks_are_called_every_time(quick, digits, trainings):
     for _ in range(2):
-        quick.set_params(callbacks=[Callback()]).fit(digits.X[:60])
+        quick.set_params(expert__callbacks=[Callback()]).fit(digits.X[:60])
     assert len(trainings) == 2
 
 
@@ -164,12 +165,12 @@ def test_the_automatic_batch_size_goes_by_the_number_of_images(small_avae, digit
         size: getattr(small_avae(max_epochs=1, learned_starts=False, batch_size=size), method)(X)
         for size in ("auto", 32, 64)
     }
-    assert training.batch_size_for(len(X)) == 32
+    assert batch_size_for(len(X)) == 32
     assert_array_equal(sized["auto"].encode(X[:5]), sized[32].encode(X[:5]))
     assert (sized["auto"].encode(X[:5]) != sized[64].encode(X[:5])).any()
 
 
 def test_batches_grow_with_the_images_and_no_further_than_they_help():
-    sizes = [training.batch_size_for(n) for n in range(1, 20_000, 97)]
+    sizes = [batch_size_for(n) for n in range(1, 20_000, 97)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {32, 64, 128, 256}

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -11,14 +12,21 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from sk_avae import AVAEEstimator
-from sk_avae.affine import to_matrix, wrap_angle
-from sk_avae.alignment import log_prior_of
-from sk_avae.choice import learn_to_choose
-from sk_avae.critic import Critic, Search, is_right
+from sk_avae.learning.hypotheses import is_right
+from sk_avae.learning.search_models import Wanted, learn_search_models
+from sk_avae.model.affine import to_matrix, wrap_angle
+from sk_avae.model.critic import Critic
+from sk_avae.search.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
 QUICK = {"max_epochs": 1, "n_restarts": 4, "hidden_layer_sizes": (32,), "latent_size": 4}
+
+
+def learn(model, **learned):
+    """Give a model other search models than those that it learned."""
+    models = replace(model.aligner_.models, **learned)
+    model.aligner_ = replace(model.aligner_, models=models)
 
 
 def right(alpha, true, family="linear"):
@@ -128,25 +136,23 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
     images = torch.tensor(digits.X[:240]).view(-1, 1, 28, 28) / 255
 
     def learned(images, seed=0, with_critic=False):
-        return learn_to_choose(
-            fitted._model(),
+        return learn_search_models(
+            fitted._aligner().model,
             images,
             None,
-            with_proposer=False,
-            with_critic=with_critic,
-            search=Search(4, 1, 5, 1e-2),
-            max_epochs=1,
+            Wanted(proposer=False, critic=with_critic, max_epochs=1),
+            SearchSettings(4, 1, 5, 1e-2),
             generator=torch.Generator().manual_seed(seed),
             verbose=0,
         )
 
     one, other = learned(images), learned(images, seed=1)
     assert one.critic is None
-    assert one.spread.shape == (1,)
-    assert one.gate > 0
+    assert list(one.pose_spread) == ["angle"]
+    assert one.min_gain > 0
     again = learned(images)
-    assert (one.temperature, one.gate) == (again.temperature, again.gate)
-    assert (one.temperature, one.gate) != (other.temperature, other.gate)
+    assert (one.temperature, one.min_gain) == (again.temperature, again.min_gain)
+    assert (one.temperature, one.min_gain) != (other.temperature, other.min_gain)
     critics = [learned(images, with_critic=True).critic for _ in range(2)]
     assert not critics[0].training
     for name, tensor in critics[0].state_dict().items():
@@ -166,18 +172,16 @@ def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, m
         seen.append(images)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sk_avae.choice.find_hypotheses", shown)
+    monkeypatch.setattr("sk_avae.learning.search_models.find_hypotheses", shown)
     images = torch.zeros(n_images, 1, 1, 2)
     images[:, :, :, 1] = torch.arange(n_images).view(-1, 1, 1) + 1.0
     with pytest.raises(KeyboardInterrupt):
-        learn_to_choose(
-            fitted._model(),
+        learn_search_models(
+            fitted._aligner().model,
             images,
             None,
-            with_proposer=False,
-            with_critic=True,
-            search=Search(4, 2, 5, 0.1),
-            max_epochs=1,
+            Wanted(proposer=False, critic=True, max_epochs=1),
+            SearchSettings(4, 2, 5, 0.1),
             generator=torch.Generator().manual_seed(0),
             verbose=0,
         )
@@ -200,13 +204,14 @@ def test_a_critic_that_was_not_trained_cannot_be_switched_on(avae, turned):
 
 
 def test_the_gain_is_what_the_score_says(choosy, found, stretched):
-    model = choosy._model()
-    images = choosy._to_model(stretched.X[:100])
+    model = choosy._aligner().model
+    images = choosy._aligner().to_model(stretched.X[:100])
     alpha = torch.tensor(found.alpha[:100]).float()
     with torch.no_grad():
-        ink = model.ink(images)
-        best = model.elbo(images, alpha) + log_prior_of(model, images, alpha, ink) + model.critic_score(images, alpha)
-        identity = model.elbo(images) + log_prior_of(model, images, 0 * alpha, ink) + model.critic(images)
+        moments = model.moments(images)
+        best = model.elbo(images, alpha) + model.log_prior_of(images, alpha, moments)
+        best = best + model.critic_score(images, alpha)
+        identity = model.elbo(images) + model.log_prior_of(images, 0 * alpha, moments) + model.critic(images)
     moved = found.alpha[:100].any(axis=1)
     assert_allclose(found.gain[:100][moved], (best - identity).numpy()[moved], rtol=1e-3, atol=0.05)
     assert_array_equal(moved, found.gain[:100] > 0)
@@ -238,7 +243,7 @@ def test_probabilities_are_calibrated_on_held_out_digits(choosy, found, stretche
     sure = said > 0.9
     assert chosen[sure].mean() > chosen[~sure].mean() + 0.03
     # The ELBO taken at its word is far too sure of itself.
-    choosy.temperature_ = 1.0
+    learn(choosy, temperature=1.0)
     literal, _ = probability_of_right(choosy.align(stretched.X), stretched.alpha)
     learned, _ = probability_of_right(found, stretched.alpha)
 
@@ -281,7 +286,7 @@ def test_the_deviation_is_that_of_the_curvature_and_of_the_training_images(choos
     spread = np.array(list(choosy.pose_spread_.values()))
     both = choosy.align(X).alpha_std
     assert both.dtype == np.float32
-    choosy.pose_spread_ = {}
+    learn(choosy, pose_spread={})
     curvature = choosy.align(X).alpha_std
     assert_allclose(both, np.hypot(curvature, spread), rtol=1e-5)
     assert (both >= spread.astype(np.float32)).all()
@@ -295,7 +300,7 @@ def test_a_frozen_parameter_is_certain(choosy, stretched):
 
 def test_deviations_of_shifts_are_in_units_of_the_image_not_of_the_frame(small_avae, digits, monkeypatch):
     model = small_avae(family="rigid", pad=14, max_iter=0, **QUICK).fit(digits.X[:120])
-    monkeypatch.setattr("sk_avae.estimator.pose_deviation", lambda model, images, alpha: torch.full_like(alpha, 0.1))
+    monkeypatch.setattr("sk_avae.aligner.pose_deviation", lambda objective, alpha: torch.full_like(alpha, 0.1))
     angle, tx, ty = (model.pose_spread_[name] for name in ("angle", "tx", "ty"))
     # The frame is twice as large as the image.
     expected = [np.hypot(0.1, angle), np.hypot(0.2, tx), np.hypot(0.2, ty)]
@@ -306,7 +311,7 @@ def test_only_align_takes_the_time_for_the_deviation(choosy, stretched, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("the curvature was taken")
 
-    monkeypatch.setattr("sk_avae.estimator.pose_deviation", refuse)
+    monkeypatch.setattr("sk_avae.aligner.pose_deviation", refuse)
     for method in ("transform", "encode", "score_samples", "transform_hypotheses"):
         getattr(choosy, method)(stretched.X[:3])
     with pytest.raises(AssertionError, match="curvature"):
@@ -378,7 +383,9 @@ def test_a_copy_does_not_share_the_critic(fitted_with_critic, stretched):
 
 def test_a_clone_has_the_parameters_and_nothing_learned(fitted_with_critic):
     fresh = clone(fitted_with_critic)
-    assert fresh.get_params() == fitted_with_critic.get_params()
+    parameters, expected = (model.get_params() for model in (fresh, fitted_with_critic))
+    assert parameters.pop("expert") is not expected.pop("expert")
+    assert parameters == expected
     assert not hasattr(fresh, "critic_")
     assert not hasattr(fresh, "min_gain_")
 

@@ -10,27 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from sk_avae.affine import FAMILIES, compose, to_matrix, with_reflection
-from sk_avae.alignment import AVAE, prior_scale
-from sk_avae.critic import (
-    Critic,
-    Hypotheses,
-    Search,
-    calibrate,
-    choice_loss,
-    critic_scores,
-    critic_scores_in_blocks,
-    find_hypotheses,
-    is_right,
-    pose_spread,
-)
-from sk_avae.net import train_critic
-from sk_avae.proposer import Starts
-from sk_avae.starts import random_poses
+from sk_avae.learning.calibration import calibrate, pose_spread
+from sk_avae.learning.critic_training import choice_loss, critic_scores, critic_scores_in_batches, train_critic
+from sk_avae.learning.hypotheses import Hypotheses, find_hypotheses, is_right
+from sk_avae.learning.perturbation import random_poses
+from sk_avae.model.affine import FAMILIES, compose, to_matrix, with_reflection
+from sk_avae.model.avae import AVAE
+from sk_avae.model.critic import Critic
+from sk_avae.model.prior import prior_scale
+from sk_avae.search.proposer import PoseInitializer
+from sk_avae.search.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
-SEARCH = Search(n_restarts=16, n_refine=4, max_iter=6, tol=1e-2)
+SEARCH = SearchSettings(n_restarts=16, n_refine=4, max_iter=6, tol=1e-2)
 INFINITE = math.inf
 
 
@@ -45,12 +38,12 @@ def tensors(X):
 @pytest.fixture(scope="module")
 def model(fitted_with_critic):
     """The session's model, which chooses by ELBO and prior alone."""
-    return replace(fitted_with_critic._model(), critic=None, density=None)
+    return replace(fitted_with_critic._aligner().model, critic=None, density=None)
 
 
 @pytest.fixture(scope="module")
 def starts(fitted_with_critic):
-    return Starts(fitted_with_critic._typical_moments())
+    return PoseInitializer(fitted_with_critic._aligner().initializer.typical)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +202,7 @@ def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, starts, di
 def test_the_truth_among_the_starts_leads_to_a_right_hypothesis(model, starts, digits):
     images = tensors(digits.X[:150])
     true = random_poses(150, model.family, model.scale, generator())
-    few = SEARCH._replace(n_restarts=2)
+    few = replace(SEARCH, n_restarts=2)
     blind, shown = (
         find_hypotheses(model, images, starts, few, true=true, show_truth=show).right.any(dim=1).float().mean()
         for show in (False, True)
@@ -287,7 +280,7 @@ def test_judging_warps_each_image_by_each_of_its_hypotheses(model, held_out):
 
 def test_judging_in_blocks_gives_the_same_scores_without_a_graph(model, held_out):
     critic = new_critic()
-    scores = critic_scores_in_blocks(model, critic, held_out)
+    scores = critic_scores_in_batches(model, critic, held_out)
     torch.testing.assert_close(scores, critic_scores(model, critic, held_out).detach(), rtol=1e-5, atol=1e-6)
     assert not scores.requires_grad
 
@@ -305,7 +298,7 @@ def trained(model, hypotheses, seed=0, verbose=0):
     critic = new_critic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        train_critic(critic, model, hypotheses, generator=generator(seed), device=torch.device("cpu"), verbose=verbose)
+        train_critic(critic, model, hypotheses, generator=generator(seed), verbose=verbose)
     return critic
 
 
@@ -320,7 +313,7 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
     for name, tensor in model.vae.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert critic.training
-    scores = critic_scores_in_blocks(model, critic.eval(), held_out)
+    scores = critic_scores_in_batches(model, critic.eval(), held_out)
     counts = held_out.log_joint.isfinite()
     open_questions = held_out.right.any(dim=1) & (counts & ~held_out.right).any(dim=1)
     assert open_questions.sum() > 150
@@ -330,7 +323,7 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
         return held_out.right.gather(1, chosen)[open_questions].float().mean().item()
 
     chance = (held_out.right.sum(dim=1) / counts.sum(dim=1))[open_questions].mean().item()
-    untrained = critic_scores_in_blocks(model, new_critic(), held_out)
+    untrained = critic_scores_in_batches(model, new_critic(), held_out)
     assert accuracy(untrained) < chance + 0.15
     assert accuracy(scores) > chance + 0.25
     temperature, weight = calibrate(scores, held_out.log_joint, held_out.right)
@@ -345,7 +338,7 @@ def test_a_critic_learns_what_the_density_does_not_know(model, lessons):
     for sure in (-1e5, 0.0, 1e5):
         told = torch.where(few.right, sure, 0.0).masked_fill(few.log_joint == -INFINITE, -INFINITE)
         critic = trained(model, few._replace(log_joint=told)).eval()
-        scores = critic_scores_in_blocks(model, critic, few)
+        scores = critic_scores_in_batches(model, critic, few)
         wrong = ~few.right & few.log_joint.isfinite()
         judged[sure] = (scores[few.right].mean() - scores[wrong].mean()).item()
     assert abs(judged[1e5]) < 0.1 * judged[0.0]
@@ -449,7 +442,7 @@ def test_calibration_finds_the_best_temperature_and_weight(seed):
 
 def test_a_long_step_of_the_line_search_does_no_harm():
     """What a critic said of hypotheses for 100 digits: from here the line search stepped to a weight of e^800."""
-    with np.load(Path(__file__).parent / "data" / "choices.npz") as choices:
+    with np.load(Path(__file__).parents[1] / "data" / "choices.npz") as choices:
         scores, log_joint, right = (torch.from_numpy(choices[name]) for name in ("scores", "log_joint", "right"))
     temperature, weight = calibrate(scores, log_joint, right)
     assert temperature == pytest.approx(2.27, abs=0.05)  # the optimum of a grid

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sk_avae.datasets import load_mnist_sample
-from sk_avae.vae import MLPVAE, MODULES, ConvVAE, check_methods, check_shapes, fused
+from sk_avae.model.vae import MLPVAE, MODULES, ConvVAE, check_methods, check_shapes, fused
 
 SHAPES = [(1, 28, 28), (3, 8, 8), (1, 8, 20), (3, 12, 16)]
 every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from sk_avae.affine import (
+from sk_avae.datasets import load_mnist_sample
+from sk_avae.model.affine import (
     FAMILIES,
     INTERPOLATIONS,
     REFLECTED,
@@ -23,7 +24,6 @@ from sk_avae.affine import (
     without_reflection,
     wrap_angle,
 )
-from sk_avae.datasets import load_mnist_sample
 
 HEIGHT, WIDTH = 6, 10
 ASPECT = WIDTH / HEIGHT

@@ -10,12 +10,13 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from sk_avae import AVAEEstimator
-from sk_avae.alignment import AVAE
+from sk_avae import AVAEEstimator, ExpertSettings
 from sk_avae.datasets import load_mnist_sample
-from sk_avae.likelihoods import Bernoulli, Gaussian
-from sk_avae.net import TensorBatches, train
-from sk_avae.vae import MLPVAE, ConvVAE
+from sk_avae.learning.epochs import TensorBatches
+from sk_avae.learning.vae_training import TrainingImages, VAESettings, train_vae
+from sk_avae.model.avae import AVAE
+from sk_avae.model.likelihoods import Bernoulli, Gaussian
+from sk_avae.model.vae import MLPVAE, ConvVAE
 
 SHAPE = (1, 28, 28)
 
@@ -36,22 +37,11 @@ def small_mlp():
 
 
 def trained(vae, images, likelihood=None, **settings):
-    defaults = {
-        "validation_images": None,
-        "poses": None,
-        "validation_poses": None,
-        "latent_size": 4,
-        "max_epochs": 3,
-        "batch_size": 64,
-        "lr": 2e-3,
-        "weight_decay": 0.0,
-        "patience": None,
-        "callbacks": [],
-        "generator": torch.Generator().manual_seed(0),
-        "device": torch.device("cpu"),
-        "verbose": 0,
-    }
-    return train(around(vae, likelihood), images, **defaults | settings)
+    data = TrainingImages(images, held_out=settings.pop("validation_images", None))
+    own = {"latent_size": 4, "max_epochs": 3, "batch_size": 64, "lr": 2e-3}
+    own |= {name: settings.pop(name) for name in list(settings) if name in VAESettings.__dataclass_fields__}
+    rest = {"generator": torch.Generator().manual_seed(0)} | settings
+    return train_vae(around(vae, likelihood), data, VAESettings(**own), **rest)
 
 
 def around(vae, likelihood=None):
@@ -270,7 +260,8 @@ class Dropping(MLPVAE):
 def test_fit_leaves_the_global_random_states_alone(module):
     X, _ = load_mnist_sample("train")
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    avae = AVAEEstimator(4, module=module, hidden_layer_sizes=(16,), max_epochs=1, validation_fraction=0.1)
+    avae = AVAEEstimator(4, module=module, hidden_layer_sizes=(16,), max_epochs=1)
+    avae.set_params(expert=ExpertSettings(validation_fraction=0.1))
     avae.fit(X[:300])
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002

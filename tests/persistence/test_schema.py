@@ -14,11 +14,11 @@ from safetensors.numpy import save as to_safetensors
 from sklearn.frozen import FrozenEstimator
 
 import sk_avae
-from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier
+from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, ExpertSettings
 from sk_avae.estimator import AVAEEstimator as Estimator
-from sk_avae.files import _DTYPES, _LONGEST_HEADER, _checksum
-from sk_avae.likelihoods import Gaussian
-from sk_avae.plain import DTYPES
+from sk_avae.model.likelihoods import Gaussian
+from sk_avae.persistence.plain_json import DTYPES
+from sk_avae.persistence.safe_files import _DTYPES, _LONGEST_HEADER, _checksum
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -74,12 +74,14 @@ def test_parameters_come_back(file):
         "image_shape": [4, 4],
         "padding": "border",
         "random_state": np.int64(7),
-        "callbacks": [],
+        "expert": ExpertSettings(max_iter=np.int64(7), callbacks=[]),
     }
     model = bare(**parameters).fit(X)
     sk_avae.save(model, file)
     loaded = sk_avae.load(file)
-    assert loaded.get_params() == {**model.get_params(), "callbacks": None}
+    found, expected = loaded.get_params(), model.get_params()
+    assert found.pop("expert").get_params() == {**expected.pop("expert").get_params(), "callbacks": None}
+    assert found == {**expected, "expert__callbacks": None}
     assert type(loaded.tol) is np.float32
     assert_array_equal(loaded.transform(X), model.transform(X))
     assert_array_equal(loaded.fit(X).transform(X), model.transform(X))
@@ -143,7 +145,7 @@ def test_two_saves_are_the_same_bytes(aligner, file):
 
 
 def test_a_header_that_could_not_be_read_is_not_written(aligner, file, monkeypatch):
-    monkeypatch.setattr("sk_avae.files._LONGEST_HEADER", 1000)
+    monkeypatch.setattr("sk_avae.persistence.safe_files._LONGEST_HEADER", 1000)
     with pytest.raises(ValueError, match="so many tensors or column names"):
         sk_avae.save(aligner, file)
     assert not file.exists()

@@ -7,17 +7,9 @@ import pytest
 import torch
 
 from sk_avae.datasets import load_mnist_sample
-from sk_avae.likelihoods import Bernoulli, Gaussian
-from sk_avae.persistence import (
-    available_device,
-    build,
-    freeze,
-    from_arrays,
-    rebuild,
-    to_arrays,
-    warn_on_version,
-)
-from sk_avae.vae import MLPVAE, ConvVAE
+from sk_avae.model.likelihoods import Bernoulli, Gaussian
+from sk_avae.model.module_state import available_device, build, freeze, from_arrays, rebuild, to_arrays
+from sk_avae.model.vae import MLPVAE, ConvVAE
 
 CPU = torch.device("cpu")
 ARGUMENTS = {"image_shape": (1, 8, 8), "latent_size": 3}
@@ -131,14 +123,3 @@ def test_an_available_device_is_taken():
 def test_a_missing_device_becomes_the_cpu_with_a_warning(device):
     with pytest.warns(UserWarning, match=rf"fitted on '{device}', which is not available here: loading it on the CPU"):
         assert available_device(device) == CPU
-
-
-@pytest.mark.parametrize("saved", ["0.0.1", None])
-def test_another_version_warns(saved):
-    with pytest.warns(UserWarning, match=rf"This Thing was saved by sk_avae {saved}, and this is sk_avae 1\.2"):
-        warn_on_version(saved, "1.2", "Thing")
-
-
-def test_the_same_version_does_not_warn():
-    # Warnings are errors.
-    assert warn_on_version("1.2", "1.2", "Thing") is None

@@ -7,7 +7,7 @@ import torch
 from torch import distributions, nn
 
 from sk_avae.datasets import load_mnist_sample
-from sk_avae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, check_likelihood, kl_divergence, likelihood_for
+from sk_avae.model.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, check_likelihood, kl_divergence, likelihood_for
 
 # One of each kind: a new one is added here and to `LIKELIHOODS`.
 EVERY = {

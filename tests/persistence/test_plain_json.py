@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sk_avae.plain import DTYPES, Tagged, decode, encode
+from sk_avae.persistence.plain_json import DTYPES, Tagged, decode, encode
 
 VALUES = [
     *(None, True, False, 0, -1, 2**70, "", "text", "\ud800", "\0\n"),

@@ -10,12 +10,17 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from sk_avae import AVAEEstimator, alignment, joint
-from sk_avae.affine import parameters_of, to_matrix
-from sk_avae.alignment import AVAE, prior_scale, screen
+from sk_avae import AVAEEstimator
 from sk_avae.datasets import make_perturbed
-from sk_avae.joint import TrainingPoses, agreement, dispersion
-from sk_avae.likelihoods import Bernoulli
+from sk_avae.learning import training_poses
+from sk_avae.learning.training_poses import TrainingPoses, agreement, dispersion
+from sk_avae.model.affine import parameters_of, to_matrix
+from sk_avae.model.avae import AVAE
+from sk_avae.model.likelihoods import Bernoulli
+from sk_avae.model.prior import prior_scale
+from sk_avae.search.align import refine_poses
+from sk_avae.search.objective import Objective
+from sk_avae.search.screening import screen
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -23,15 +28,15 @@ FAMILIES = ("rotation", "rigid", "similarity", "linear", "affine")
 
 
 def images_of(avae, X):
-    return avae._to_model(X.reshape(len(X), -1))
+    return avae._aligner().to_model(X.reshape(len(X), -1))
 
 
 def poses_of(avae, images):
-    return TrainingPoses(avae._model(), images, avae._typical_moments(), avae.n_restarts)
+    return TrainingPoses(avae._aligner().model, images, avae._aligner().initializer.typical, avae.n_restarts)
 
 
 def score(model, images, alpha):
-    return screen(model, images, alpha[:, None])[:, 0]
+    return screen(Objective(model, images), alpha[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ class Blind(nn.Module):
 
 
 def test_images_agree_with_a_mean_image_in_its_pose(fitted, digits):
-    images, model = images_of(fitted, digits.X[:1]), fitted._model()
+    images, model = images_of(fitted, digits.X[:1]), fitted._aligner().model
     quarters = torch.arange(4)[None, :, None] * (math.pi / 2)
     upright = agreement(model, images, quarters, images[0])
     assert upright.shape == (1, 4)
@@ -81,21 +86,21 @@ def test_the_agreement_fades_out(fitted, turned):
     images, rows = images_of(fitted, turned.X[:40]), torch.arange(40)
     alpha = []
     for n_agreeing in (0, 1, 10**6):  # the first call has no mean image to agree with yet
-        poses = TrainingPoses(fitted._model(), images, None, 16, n_agreeing=n_agreeing)
+        poses = TrainingPoses(fitted._aligner().model, images, None, 16, n_agreeing=n_agreeing)
         alpha.append([poses.improve(rows) for _ in range(3)][-1])
     assert torch.equal(alpha[0], alpha[1])
     assert not torch.equal(alpha[0], alpha[2])
 
 
 def test_refinement_knows_the_elbo_alone(fitted, turned, monkeypatch):
-    images, rows, model = images_of(fitted, turned.X[:40]), torch.arange(40), fitted._model()
+    images, rows, model = images_of(fitted, turned.X[:40]), torch.arange(40), fitted._aligner().model
     seen = []
 
-    def descend(model, images, alpha, loss, **options):
-        seen.append((loss, -score(model, images, alpha)))
-        return alignment.descend(model, images, alpha, loss, **options)
+    def watched(objective, alpha, loss, settings, **options):
+        seen.append((loss, -score(objective.model, objective.images, alpha)))
+        return refine_poses(objective, alpha, loss, settings, **options)
 
-    monkeypatch.setattr(joint, "descend", descend)
+    monkeypatch.setattr(training_poses, "refine_poses", watched)
     poses = TrainingPoses(model, images, None, 16, n_agreeing=10**6)
     for _ in range(3):
         poses.improve(rows)
@@ -108,7 +113,7 @@ def test_refinement_knows_the_elbo_alone(fitted, turned, monkeypatch):
 
 def test_a_pose_never_gets_worse_under_frozen_weights(fitted, turned):
     images = images_of(fitted, turned.X[:40])
-    poses, rows, model = poses_of(fitted, images), torch.arange(40), fitted._model()
+    poses, rows, model = poses_of(fitted, images), torch.arange(40), fitted._aligner().model
     last = score(model, images, poses.alpha)
     for _ in range(4):
         alpha = poses.improve(rows)
@@ -138,7 +143,7 @@ def test_images_that_come_again_start_from_where_they_were(fitted, turned):
         poses.improve(rows)
         figures = poses.end_epoch()
     assert figures["moved"] < 0.05
-    assert poses.n_fresh < TrainingPoses(fitted._model(), images, None, 16).n_fresh
+    assert poses.n_fresh < TrainingPoses(fitted._aligner().model, images, None, 16).n_fresh
 
 
 def test_constant_images_stay(fitted, turned):
@@ -183,7 +188,7 @@ def test_no_image_is_pushed_out_of_its_frame(family):
 
 def test_mirrored_images_find_their_half(fitted, turned):
     images = images_of(fitted, turned.X[:20])
-    model = copy.copy(fitted).set_params(allow_reflection=True)._model()
+    model = copy.copy(fitted).set_params(allow_reflection=True)._aligner().model
     poses = TrainingPoses(model, images.flip(3), None, 32)
     for _ in range(8):
         alpha = poses.improve(torch.arange(20))

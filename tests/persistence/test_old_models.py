@@ -1,0 +1,66 @@
+"""Models that version 0.1.0 pickled or saved load, and answer as they did then, bit for bit."""
+
+import pickle
+import warnings
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from sk_avae import AffineCanonicalizer, AlignmentResult, ExpertSettings, load, save
+
+OLD = Path(__file__).parents[1] / "data" / "old"
+FROM_THEN = "was saved by sk_avae 0.1.0, and this is sk_avae"
+
+
+@pytest.fixture(scope="module")
+def answers():
+    with np.load(OLD / "answers_0.1.0.npz") as arrays:
+        return dict(arrays)
+
+
+def same(model, answers, name):
+    """Assert that a model answers as it did."""
+    images = answers["images"]
+    assert_array_equal(model.transform(images), answers[f"{name}.transform"])
+    assert_array_equal(model.score_samples(images), answers[f"{name}.score_samples"])
+    for field, array in model.align(images).arrays().items():
+        assert_array_equal(array, answers[f"{name}.{field}"], err_msg=field)
+
+
+def test_a_pickled_canonicalizer(answers, tmp_path):
+    with pytest.warns(UserWarning, match=FROM_THEN):
+        model = joblib.load(OLD / "canonicalizer_0.1.0.joblib")
+    assert type(model) is AffineCanonicalizer
+    same(model.estimator_, answers, "canonicalizer")
+    # What moved is where it is now, and warns of nothing.
+    assert model.estimator_.get_params()["expert__max_iter"] == 60
+    save(model, tmp_path / "again.safetensors")
+    for again in (load(tmp_path / "again.safetensors"), pickle.loads(pickle.dumps(model))):
+        same(again.estimator_, answers, "canonicalizer")
+
+
+def test_a_pickled_module_of_ones_own_and_a_result(answers):
+    with pytest.warns(UserWarning, match=FROM_THEN):
+        model, result = joblib.load(OLD / "gaussian_0.1.0.joblib")
+    same(model, answers, "gaussian")
+    assert type(result) is AlignmentResult
+    assert_array_equal(result.alpha, answers["gaussian.alpha"])
+
+
+def test_a_safe_file(answers, tmp_path):
+    with pytest.warns(UserWarning, match=FROM_THEN):
+        model = load(OLD / "rigid_0.1.0.safetensors")
+    same(model, answers, "rigid")
+    save(model, tmp_path / "again.safetensors")
+    same(load(tmp_path / "again.safetensors"), answers, "rigid")
+    assert model.expert is None
+
+
+def test_an_old_model_goes_on_and_is_cloned(answers):
+    with warnings.catch_warnings(action="ignore"):
+        model = load(OLD / "rigid_0.1.0.safetensors")
+    model.set_params(expert=ExpertSettings(max_iter=0), warm_start=True, max_epochs=1, align_training=False)
+    assert model.fit(np.repeat(answers["images"], 4, axis=0)).n_iter_ == 3

@@ -821,7 +821,7 @@ def test_callbacks_are_run_and_copied(small_avae, digits, recorder):
     model = small_avae(callbacks=callbacks, max_epochs=3).fit(digits.X[:200])
     assert len(Recorder.weights) == 3
     assert recorder.n_calls == 0
-    assert model.callbacks is callbacks
+    assert model.expert.callbacks is callbacks
     assert callbacks == [recorder]
     assert set(vars(recorder)) == {"n_calls"}
 

@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_a_fitted_meta_estimator(small_avae, digits, turned, meta)
     model = meta(estimator=small_avae(max_epochs=1, tol=1.0)).fit(digits.X[:100] / 255.0, digits.y[:100])
     answer = model.transform if meta is AffineCanonicalizer else model.predict
     expected = answer(turned.X[:5] / 255.0)
-    model.set_params(estimator__callbacks=[CtrlC(1)])
+    model.set_params(estimator__expert__callbacks=[CtrlC(1)])
     with pytest.raises(KeyboardInterrupt):
         model.fit(digits.X[:100, :400], digits.y[:100])
     assert model.n_features_in_ == 784

@@ -151,7 +151,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         in `partial_fit`. Clear it after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
-    max_iter, weight_decay, validation_fraction, n_iter_no_change, callbacks
+    max_iter, weight_decay, validation_fraction, n_iter_no_change, callbacks : object, default="deprecated"
         .. deprecated:: 0.2
             Set them in `expert`, see `ExpertSettings`. They will be removed in 0.4.
 

@@ -68,5 +68,3 @@ class LearnedAttributes:
     def min_gain_(self) -> float | None:
         """What ``min_gain="auto"`` stands for."""
         return self.aligner_.models.min_gain
-
-    # ------------------------------------------------------------------ fitting

@@ -40,7 +40,7 @@ class AVAE:
     padding : {"background", "border", "reflect"}, default="background"
         What lies outside the frame, see `affine.warp`.
     critic : nn.Module or None, default=None
-        Scores canonical images, in nats; see `model.critic.Critic`. It has a say in which restarts are refined and in which
+        Scores canonical images, in nats; see `critic.Critic`. It has a say in which restarts are refined and in which
         of the refined poses is best; ELBO and prior alone decide where these lie.
     density : nn.Module or None, default=None
         Log density of what canonical images look like, a part of the prior; see `shape_density.ShapeDensity`.

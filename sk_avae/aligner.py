@@ -283,14 +283,14 @@ class Aligner:
             weights.append(searched.arrays["hypothesis_weight"].astype(precision))
         return np.concatenate(images), np.concatenate(weights)
 
-    def look(self, rows: NDArray[Any]) -> tuple[AlignmentResult, NDArray[Any], NDArray[Any]]:
+    def look(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[AlignmentResult, NDArray[Any], NDArray[Any]]:
         """Return what was found for rows, with certainty, their canonical rows and their reconstructions.
 
         What `align`, `transform` and `decode` of `encode` give, by one search.
         """
         precision = floats_like(rows.dtype)
         parts, canonical, reconstructed = [], [], []
-        for searched in self.search_rows(rows, certainty=True):
+        for searched in self.search_rows(rows, certainty=True, verbose=verbose):
             alpha = searched.arrays["alpha"].astype(precision)
             canonical.append(self._canonical(searched, rows, alpha))
             latent = self._posterior_means(searched, alpha).astype(precision)

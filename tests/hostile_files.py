@@ -96,6 +96,8 @@ def model_files(data: bytes, mark: Path, n_random: int, seed: int = 0) -> Iterat
     yield Hostile("pickle", lambda folder: joblib.dump(Bomb(mark), folder / "model"))
     yield Hostile("pickle", lambda folder: torch.save(Bomb(mark), folder / "model"))
     yield Hostile("zip that leaves its folder", lambda folder: _zip_slip(folder / "model", mark))
+    yield Hostile("empty", of(bytes))
+    yield Hostile("text", of(lambda: b"x" * 10_000))
     yield Hostile("folder", lambda folder: (folder / "model").mkdir())
     yield Hostile("pipe", lambda folder: os.mkfifo(folder / "model"))
 
@@ -105,15 +107,34 @@ def _with_shape(shape: list[int]) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
-def _forged(folder: Path, data: bytes, what: dict[str, Any]) -> None:
-    """Change the document of a model's file, and make its checksum right."""
-    path = folder / "model"
-    path.write_bytes(data)
+def contents_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the document and the arrays of a model's file, without its checksum."""
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys() if name != "sha256"}  # noqa: SIM118
-        document = json.loads(file.metadata()["sk_avae"])
-    text = json.dumps({**document, **what}).replace(json.dumps(DEEP), DEEP)
+        return json.loads(file.metadata()["sk_avae"]), arrays
+
+
+def forge(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any], text: str | None = None) -> None:
+    """Change document and arrays of a model's file, or put a text in the document's place; the checksum is right."""
+    document, arrays = contents_of(path)
+    change(document, arrays)
+    text = json.dumps(document) if text is None else text
     path.write_bytes(to_safetensors({**arrays, "sha256": _checksum(text, arrays)}, metadata={"sk_avae": text}))
+
+
+def attributes_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what a document says of its model, by attribute."""
+    (content,) = document["model"].values()
+    return content["dict"]  # type: ignore[no-any-return]
+
+
+def _forged(folder: Path, data: bytes, what: dict[str, Any]) -> None:
+    """Change the document of a model's file."""
+    path = folder / "model"
+    path.write_bytes(data)
+    document, _ = contents_of(path)
+    text = json.dumps({**document, **what}).replace(json.dumps(DEEP), DEEP)
+    forge(path, lambda document, arrays: None, text)
 
 
 def _zip_slip(path: Path, mark: Path) -> None:

@@ -64,7 +64,7 @@ SLOW = {
     "model/batches": _SEARCH,
     "model/critic": ("tests/test_reflection.py",),
     "model/likelihoods": _MODEL,
-    "model/module_state": ("tests/model/test_module_state_of_networks.py",),
+    "model/module_state": ("tests/persistence/test_pickles.py",),
     "model/moments": ("tests/search/test_starting_poses.py", "tests/model/test_shape_density.py"),
     "model/prior": ("tests/model/test_avae.py", *_SEARCH),
     "model/shape_density": ("tests/test_reflection.py",),

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_count
+from .._validation import check_count, check_images_are_numbers
 from ..model.affine import REFLECTED
 from ..result import AlignmentResult
 from .axes import GREY, fitted_aligner, minus, pyplot
@@ -78,7 +78,7 @@ class AlignmentDisplay:
         TypeError
             If it cannot align images.
         ValueError
-            If X has fewer than `n_images` images, or none.
+            If X has fewer than `n_images` images, or none, or pixels too large for a reconstruction in floats.
         ImportError
             If matplotlib is not installed.
         """
@@ -89,7 +89,8 @@ class AlignmentDisplay:
         if n_images > len(rows):
             raise ValueError(f"n_images={n_images}, but X has {len(rows)}. Give more images, or lower n_images.")
         rows, shape = rows[:n_images], (n_images, *aligner.image_shape_)
-        result, canonical, reconstructed = aligner._aligner().look(rows)
+        result, canonical, reconstructed = aligner._aligner().look(rows, verbose=aligner.verbose)
+        check_images_are_numbers(reconstructed, "X")
         return cls(rows.reshape(shape), canonical.reshape(shape), reconstructed.reshape(shape), result).plot(ax=ax)
 
     def plot(self, ax: Any = None, *, cmap: str = "gray") -> Self:

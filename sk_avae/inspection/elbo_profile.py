@@ -108,7 +108,7 @@ class ELBOProfileDisplay:
         if index >= len(rows):
             raise ValueError(f"index={index}, but X has {len(rows)} images, counted from 0. Lower index.")
         row, learned = rows[index : index + 1], aligner._aligner()
-        result = learned.align(row)
+        result = learned.align(row, verbose=aligner.verbose)
         angle = result.parameters.index("angle")
         poses = np.repeat(result.alpha, n_angles, axis=0)
         poses[:, angle] = np.linspace(-np.pi, np.pi, n_angles)

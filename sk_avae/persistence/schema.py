@@ -26,7 +26,8 @@ from ..model.vae import MODULES
 from ..search.proposer import Proposer
 from .plain_json import Tagged
 
-FORMAT = 1
+# 1 was version 0.1's, without `expert`; this version reads it, too.
+FORMAT = 2
 
 # A network is laid out, without memory, before its weights are compared; so many layers still take no time.
 _MOST_LAYERS = 100
@@ -273,7 +274,7 @@ def check_document(document: Any) -> None:
     number = document.get("format")
     if type(number) is int and number > FORMAT:
         raise ValueError(f"its format is newer than {FORMAT}, which sk_avae {__version__} reads: update sk_avae.")
-    expect(type(number) is int and number == FORMAT, "the number of the format")
+    expect(type(number) is int and 1 <= number <= FORMAT, "the number of the format")
     expect(set(document) == {"format", "sk_avae", "device", "model"}, "the document")
     expect(isinstance(document["sk_avae"], str) and len(document["sk_avae"]) < 100, "the version")
     device = document["device"]

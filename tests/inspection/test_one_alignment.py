@@ -11,7 +11,14 @@ from sklearn.frozen import FrozenEstimator
 import sk_avae._validation
 import sk_avae.aligner
 import sk_avae.images
-from sk_avae import AffineCanonicalizer, AlignmentDisplay, ELBOProfileDisplay, PoseHistogramDisplay, TrainingDisplay
+from sk_avae import (
+    AffineCanonicalizer,
+    AlignmentDisplay,
+    ELBOProfileDisplay,
+    PoseHistogramDisplay,
+    RobustnessCurveDisplay,
+    TrainingDisplay,
+)
 from sk_avae.images import ImageFormat
 
 mpl.use("Agg")
@@ -63,6 +70,14 @@ def test_alignment_display_aligns_only_what_it_draws(fitted, turned, stays):
     assert stays["aligned"] == stays["converted"] == 2
 
 
+def test_alignment_display_refuses_what_reconstruct_refuses(small_avae, digits):
+    X = digits.X[:150] / 255 * 1e39  # float64 holds these, the float32 of reconstructions does not
+    model = small_avae(max_epochs=1, learned_starts=False).fit(X)
+    for refused in (model.reconstruct, lambda images: AlignmentDisplay.from_estimator(model, images)):
+        with pytest.raises(ValueError, match="X has numbers so large"):
+            refused(X[:2])
+
+
 def test_pose_histogram(fitted, turned, stays):
     PoseHistogramDisplay.from_estimator(fitted, turned.X[:N])
     assert stays == {"checked": 1, "converted": N, "aligned": N, "matrices": N}
@@ -78,3 +93,8 @@ def test_elbo_profile(fitted, turned, stays):
 def test_training_curve(fitted, stays):
     TrainingDisplay.from_estimator(fitted)
     assert not stays
+
+
+def test_robustness_curve_aligns_once_per_value(fitted, digits, stays):
+    RobustnessCurveDisplay.from_estimator(fitted, digits.X_test[:N], values=[-1.0, 0.0, 0.5])
+    assert stays == {"checked": 3, "converted": 3 * N, "aligned": 3 * N, "matrices": 3 * N}

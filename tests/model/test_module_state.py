@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sk_avae.model.likelihoods import Bernoulli, Gaussian
 from sk_avae.model.module_state import (
     PackedModule,
     available_device,
@@ -20,9 +21,18 @@ from sk_avae.model.module_state import (
     to_arrays,
     unpack,
 )
-from sk_avae.model.vae import MLPVAE
+from sk_avae.model.vae import MLPVAE, ConvVAE
 
 CPU = torch.device("cpu")
+ARGUMENTS = {"image_shape": (1, 8, 8), "latent_size": 3}
+RECIPES = {
+    "mlp": {"module": MLPVAE, "arguments": ARGUMENTS | {"hidden_layer_sizes": (7,)}},
+    "conv": {"module": ConvVAE, "arguments": ARGUMENTS},
+    "bernoulli": {"module": Bernoulli, "arguments": {}},
+    "gaussian": {"module": Gaussian, "arguments": {}},
+    "gaussian, fixed": {"module": Gaussian, "arguments": {"scale": 0.2}},
+    "instance": {"module": MLPVAE((1, 4, 4), 2), "arguments": {}},
+}
 
 
 class Odd(nn.Module):
@@ -120,13 +130,39 @@ def test_a_recipe_builds_a_copy_of_an_instance_or_calls_a_class_in_single_precis
     assert build({"module": Odd, "arguments": {"size": 5}}).first.weight.shape == (5, 5)
 
 
-def test_rebuilding_is_building_and_loading_and_leaves_the_generator_alone():
-    module = Odd()
-    state = torch.get_rng_state()
-    again = rebuild({"module": Odd, "arguments": {}}, to_arrays(module), CPU)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_rebuilding_is_building_and_loading_frozen_and_leaves_the_generator_alone(recipe):
+    module = build(recipe)
+    for tensor in module.state_dict().values():
+        tensor.add_(1)
+    arrays = to_arrays(module)
+    for array in arrays.values():
+        array.flags.writeable = False  # as joblib's memory maps are
+    again = rebuild(recipe, arrays, CPU)
+    assert again is not recipe["module"]
     same_state(again, module)
-    assert not again.training
-    assert torch.equal(torch.get_rng_state(), state)
+    same_state(from_arrays(build(recipe), arrays, CPU), module)
+    assert not any(part.training for part in again.modules())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    random_state = torch.get_rng_state()
+    rebuild(recipe, arrays, CPU)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_batch_norm_statistics_come_along():
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    module = build(RECIPES["conv"]).train()
+    module.encode(images)
+    arrays = to_arrays(module)
+    assert arrays["encoder.1.num_batches_tracked"] == 1
+    again = rebuild(RECIPES["conv"], arrays, CPU)
+    for mine, restored in zip(module.eval().encode(images), again.encode(images), strict=True):
+        assert torch.equal(mine, restored)
+
+
+def test_arrays_of_another_network_are_refused():
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+        rebuild(RECIPES["mlp"], to_arrays(build(RECIPES["conv"])), CPU)
 
 
 def test_the_generator_is_lent_seeded_or_as_it_is_and_given_back():

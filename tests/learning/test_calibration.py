@@ -1,0 +1,163 @@
+"""Calibration: the temperature, the weight of the critic, and how far poses spread."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sk_avae.learning.calibration import calibrate, pose_spread
+from sk_avae.learning.critic_training import choice_loss
+from sk_avae.learning.hypotheses import Hypotheses
+from sk_avae.model.affine import FAMILIES
+from sk_avae.model.avae import AVAE
+from sk_avae.model.prior import prior_scale
+
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+
+INFINITE = math.inf
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def synthetic(temperature, weight=0.0, n=6000, k=4):
+    """Draw scores and energies, and the right hypothesis with the probabilities that these are calibrated to."""
+    energy = -100 + 3 * temperature * torch.randn(n, k, generator=generator(1))
+    scores = torch.randn(n, k, generator=generator(2))
+    probabilities = (scores * weight + energy / temperature).softmax(dim=1)
+    drawn = torch.multinomial(probabilities, 1, generator=generator(3))
+    return scores, energy, torch.zeros(n, k, dtype=torch.bool).scatter_(1, drawn, True)
+
+
+@pytest.mark.parametrize("temperature", [3.0, 20.0, 150.0])
+def test_calibration_recovers_a_known_temperature(temperature):
+    _, energy, right = synthetic(temperature)
+    found, _ = calibrate(torch.zeros_like(energy), energy, right)
+    assert found == pytest.approx(temperature, rel=0.1)
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(10.0, 1.5), (40.0, 0.5)])
+def test_calibration_recovers_the_weight_of_the_critic_in_nats(temperature, weight):
+    scores, energy, right = synthetic(temperature, weight)
+    found, nats = calibrate(scores, energy, right)
+    assert found == pytest.approx(temperature, rel=0.1)
+    assert nats == pytest.approx(weight * temperature, rel=0.15)
+
+
+def test_a_critic_that_knows_nothing_gets_no_weight():
+    _, energy, right = synthetic(10.0)
+    noise = torch.randn(energy.shape, generator=generator(9))
+    _, nats = calibrate(noise, energy, right)
+    assert nats < 2
+
+
+def test_a_common_shift_of_an_image_s_energies_means_nothing():
+    scores, energy, right = synthetic(10.0, 1.0, n=800)
+    shifted = energy + 500 * torch.randn(800, 1, generator=generator(4))
+    assert calibrate(scores, shifted, right) == pytest.approx(calibrate(scores, energy, right), rel=1e-3)
+
+
+def test_repetitions_and_images_that_teach_nothing_do_not_count():
+    scores, energy, right = synthetic(10.0, 1.0, n=800)
+    expected = calibrate(scores, energy, right)
+    repeated = [torch.cat([tensor, tensor[:, -1:]], dim=1) for tensor in (scores, energy, right)]
+    repeated[1][:, -1], repeated[2][:, -1] = -INFINITE, False
+    assert calibrate(*repeated) == pytest.approx(expected, rel=1e-6)
+    for answer in (False, True):
+        more = [torch.cat([tensor, tensor]) for tensor in (scores, energy, right)]
+        more[2][800:] = answer
+        assert calibrate(*more) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_to_learn_from_takes_the_elbo_at_its_word():
+    scores, energy, _ = synthetic(10.0, n=5)
+    for answer in (False, True):
+        assert calibrate(scores, energy, torch.full((5, 4), answer)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("perfect", [True, False])
+def test_the_temperature_stays_within_bounds(perfect):
+    energy = torch.randn(300, 4, generator=generator()) * (1e3 if perfect else 1e-3)
+    best = energy.argmax(dim=1, keepdim=True)
+    right = torch.zeros(300, 4, dtype=torch.bool).scatter_(1, best if perfect else (best + 1) % 4, True)
+    temperature, nats = calibrate(torch.zeros_like(energy), energy, right)
+    assert 1 <= temperature <= 1000
+    assert math.isfinite(nats)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calibration_finds_the_best_temperature_and_weight(seed):
+    draw = generator(seed)
+    right = torch.zeros(60, 2, dtype=torch.bool)
+    right[:, 0] = torch.rand(60, generator=draw) < 0.9
+    right[:, 1] = ~right[:, 0]
+    scores = torch.randn(60, 2, generator=draw) + 4 * right * torch.rand(1, generator=draw)
+    log_joint = 20 * torch.randn(60, 2, generator=draw) + 30 * right * torch.rand(1, generator=draw)
+
+    def loss(temperature, weight):
+        return float(choice_loss(scores * weight + log_joint / temperature, right))
+
+    temperature, weight = calibrate(scores, log_joint, right)
+    grid = [(math.exp(t), math.exp(w)) for t in range(7) for w in range(-5, 6)]
+    assert loss(temperature, weight / temperature) < min(loss(*point) for point in grid) + 1e-2
+
+
+def test_a_long_step_of_the_line_search_does_no_harm():
+    """What a critic said of hypotheses for 100 digits: from here the line search stepped to a weight of e^800."""
+    with np.load(Path(__file__).parents[1] / "data" / "choices.npz") as choices:
+        scores, log_joint, right = (torch.from_numpy(choices[name]) for name in ("scores", "log_joint", "right"))
+    temperature, weight = calibrate(scores, log_joint, right)
+    assert temperature == pytest.approx(2.27, abs=0.05)  # the optimum of a grid
+    assert weight / temperature == pytest.approx(1.64, abs=0.05)
+
+
+# ---------------------------------------------------------------- the spread of poses
+
+
+class Bowl(AVAE):
+    """A model whose ELBO is a quadratic in alpha: `pose_deviation` is 0.03 for each parameter."""
+
+    def elbo(self, images, alpha=None, noise=None):
+        return -0.5 * (alpha / 0.03).square().sum(dim=1)
+
+
+def spread_of(family, error, right=True):
+    n, n_params = error.shape
+    model = Bowl(None, None, family, torch.zeros(1), prior_scale(None, family))
+    true = torch.randn(n, n_params, generator=generator(7))
+    hypotheses = Hypotheses(
+        torch.zeros(n, 1, 4, 4),
+        torch.stack([torch.full_like(true, 9.0), true + error], dim=1),
+        torch.zeros(n, 2),
+        torch.tensor([False, True]).expand(n, 2) & torch.as_tensor(right).expand(n)[:, None],
+    )
+    return pose_spread(model, hypotheses, torch.ones(n, dtype=torch.long), true)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_spread_is_what_the_curvature_does_not_explain(family):
+    n_params = len(FAMILIES[family])
+    own = torch.linspace(0.05, 0.2, n_params)
+    noise = torch.randn(8000, n_params, generator=generator())
+    error = (0.03**2 + own**2).sqrt() * noise
+    torch.testing.assert_close(spread_of(family, error), own, rtol=0.06, atol=0)
+    # An error by a whole turn is none.
+    error[:, 0] += 2 * math.pi
+    torch.testing.assert_close(spread_of(family, error), own, rtol=0.06, atol=0)
+
+
+def test_errors_that_the_curvature_explains_leave_no_spread():
+    error = 0.02 * torch.randn(2000, 3, generator=generator())
+    assert torch.equal(spread_of("rigid", error), torch.zeros(3))
+
+
+def test_wrong_choices_do_not_widen_the_spread_and_too_few_right_ones_leave_none():
+    error = 0.1 * torch.randn(400, 3, generator=generator())
+    right = torch.arange(400) % 2 == 0
+    expected = spread_of("rigid", error[right])
+    error[~right] = 3.0
+    torch.testing.assert_close(spread_of("rigid", error, right), expected, rtol=0.1, atol=0)
+    assert torch.equal(spread_of("rigid", error, torch.arange(400) < 9), torch.zeros(3))

@@ -18,15 +18,16 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .images import ImageFormat, floats_like, to_tensor
+from .images import ImageFormat, to_tensor
 from .model.affine import parameters_of, to_matrix
 from .model.avae import AVAE, is_constant
 from .model.batches import device_batch_factor, images_per_batch, in_batches
+from .model.faults import has_few
 from .model.module_state import Network
 from .model.moments import Moments
 from .model.vae import fused
 from .result import AlignmentResult
-from .search.align import align
+from .search.align import align, with_own_elbo
 from .search.certainty import pose_deviation
 from .search.objective import Objective
 from .search.proposer import PoseInitializer, Proposer
@@ -81,6 +82,37 @@ class Searched(NamedTuple):
     padded: Tensor
     images: Tensor
     arrays: dict[str, NDArray[Any]]
+
+
+class _Seen:
+    """What a search has seen that its caller is warned of."""
+
+    def __init__(self) -> None:
+        self.n_missed = 0
+        self.n_faulty = self.n_images = 0
+
+    def note(self, faulty: Tensor) -> None:
+        """Count faulty pixels; of images that are in other units altogether `fit`'s caller is told elsewhere."""
+        few = has_few(faulty)
+        self.n_images += int(few.sum())
+        self.n_faulty += int(faulty[few].sum())
+
+    def warn(self, n: int, settings: SearchSettings) -> None:
+        """Warn of it, once for all n images."""
+        if self.n_faulty:
+            warnings.warn(
+                f"{self.n_faulty} pixels of {self.n_images} of the {n} images lie farther outside the fitted range "
+                f"than it is wide. The search takes them for faults and looks at their neighbours; results keep them.",
+                UserWarning,
+                stacklevel=5,
+            )
+        if self.n_missed and settings.max_iter:
+            warnings.warn(
+                f"The poses of {self.n_missed} of {n} images stopped at max_iter={settings.max_iter} before they "
+                f"converged to tol={settings.tol:g} nats. Raise max_iter or tol if that is too coarse.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
 
 
 @dataclass(frozen=True)
@@ -200,31 +232,29 @@ class Aligner:
         ------
         searched : Searched
         """
-        model, initializer, n_missed = self.model, self.initializer, 0
+        model, initializer, seen = self.model, self.initializer, _Seen()
         settings = replace(self.search, min_gain=self.gate(), temperature=self.models.temperature)
         # Not `disable`: even a bar that is not shown starts a thread.
         with tqdm(total=len(rows), desc="Aligning", unit="image") if verbose > 0 else nullcontext() as progress:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
-                images = self._scaled(padded)
+                images, faulty = self.image_format.searched(padded, self.likelihood.module.support, self.device)
                 movable = ~is_constant(self.image_format.crop(images))
                 objective = Objective(model, images)
                 found = align(objective, initializer.candidates(model, images, settings.n_restarts), settings, movable)
+                if faulty is not None:
+                    changed = faulty.flatten(1).any(dim=1).nonzero()[:, 0]
+                    found = with_own_elbo(found, model, self._scaled(padded), changed)
+                    seen.note(faulty)
                 tensors = found.arrays()
                 if certainty:
                     tensors["alpha_std"] = pose_deviation(objective, found.alpha)
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-                n_missed += int((~found.converged).sum())
+                seen.n_missed += int((~found.converged).sum())
                 yield Searched(part, padded, images, self._in_input_units(arrays))
                 if progress is not None:
                     progress.update(len(images))
-        if n_missed and settings.max_iter:
-            warnings.warn(
-                f"The poses of {n_missed} of {len(rows)} images stopped at max_iter={settings.max_iter} before "
-                f"they converged to tol={settings.tol:g} nats. Raise max_iter or tol if that is too coarse.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+        seen.warn(len(rows), settings)
 
     def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:
         """Find the poses of rows; see `search_rows`."""
@@ -235,7 +265,7 @@ class Aligner:
         """Put slices together, with the matrices of their poses; floats are as precise as the rows were."""
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         arrays["matrix"] = self.image_format.matrix(arrays["alpha"], self.pose.family)
-        precision = floats_like(dtype)
+        precision = self.image_format.floats(dtype)
         arrays = {name: a.astype(precision) if a.dtype.kind == "f" else a for name, a in arrays.items()}
         height, width = self.image_format.image_shape[:2]
         return AlignmentResult(**arrays, parameters=self.parameters, image_shape=(height, width))
@@ -268,13 +298,13 @@ class Aligner:
         """
         n_features = rows.shape[1]
         for searched in self.search_rows(rows, verbose=verbose):
-            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
+            alpha = searched.arrays["alpha"].astype(self.image_format.floats(rows.dtype))
             out[searched.rows, n_features:] = alpha
             out[searched.rows, :n_features] = self._canonical(searched, rows, alpha)
 
     def transform_hypotheses(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return canonical rows of all hypotheses, of shape (n, n_hypotheses, n_features), and their weights."""
-        precision = floats_like(rows.dtype)
+        precision = self.image_format.floats(rows.dtype)
         images, weights = [], []
         for searched in self.search_rows(rows, verbose=verbose):
             hypotheses = searched.arrays["hypotheses"].astype(precision).swapaxes(0, 1)
@@ -288,7 +318,7 @@ class Aligner:
 
         What `align`, `transform` and `decode` of `encode` give, by one search.
         """
-        precision = floats_like(rows.dtype)
+        precision = self.image_format.floats(rows.dtype)
         parts, canonical, reconstructed = [], [], []
         for searched in self.search_rows(rows, certainty=True, verbose=verbose):
             alpha = searched.arrays["alpha"].astype(precision)
@@ -302,7 +332,7 @@ class Aligner:
         """Return the posterior means of the canonical images, of shape (n, latent_size), and the poses."""
         means, poses = [], []
         for searched in self.search_rows(rows, verbose=verbose):
-            alpha = searched.arrays["alpha"].astype(floats_like(rows.dtype))
+            alpha = searched.arrays["alpha"].astype(self.image_format.floats(rows.dtype))
             means.append(self._posterior_means(searched, alpha))
             poses.append(alpha)
         alpha = np.concatenate(poses)
@@ -367,7 +397,7 @@ class Aligner:
         """What turns a density of scaled pixels into one of the input's, in nats per image."""
         if not self.likelihood.module.is_density:
             return 0.0
-        return -math.prod(self.image_format.frame_shape) * math.log(abs(self.image_format.scale))
+        return -self.image_format.log_volume
 
     def to_model(self, rows: NDArray[Any]) -> Tensor:
         """Return rows as what the model sees."""

@@ -45,7 +45,8 @@ def to_state(aligner: Aligner) -> dict[str, Any]:
     return {
         **state,
         "_device": str(aligner.device),
-        "image_format_": asdict(aligner.image_format),
+        # What version 0.1 did not know is left out where nothing is known of it.
+        "image_format_": {name: part for name, part in asdict(aligner.image_format).items() if part is not None},
         "image_shape_": aligner.image_format.image_shape,
         "moments_": aligner.moments,
         "temperature_": models.temperature,

@@ -8,8 +8,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from ._inputs import as_images, check_rows, is_stack
 from ._meta import new_aligner, unfrozen
-from ._validation import as_images, check_rows, feature_names, is_stack, wants_container
+from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .result import AlignmentResult
 

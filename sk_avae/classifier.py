@@ -12,8 +12,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from ._inputs import check_rows
 from ._meta import aligned_copies, new_aligner, unfrozen
-from ._validation import check_count, check_rows, repeated, unchanged_on_error
+from ._validation import check_count, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
 
 

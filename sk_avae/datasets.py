@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
-from ._validation import enormous_numbers_refused
+from ._inputs import as_images, check_channels_last, check_square, enormous_numbers_refused, resolve_image_shape
 from .model.affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
 
 __all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
@@ -255,7 +255,7 @@ def make_perturbed(
     else:
         raise ValueError(f"background must be a finite number or 'auto', got {background!r}.")
     with enormous_numbers_refused():
-        images = check_array(X, dtype="numeric", allow_nd=True)
+        images = check_array(as_images(X), dtype="numeric", allow_nd=True)
     _check_pixels(images)
     height, width, channels = _stack_shape(images, image_shape)
     # None must not draw from numpy's global state.
@@ -288,10 +288,12 @@ def _check_pixels(images: NDArray[Any]) -> None:
 
 def _stack_shape(images: NDArray[Any], image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
     """Return (height, width, channels) of images given as rows or as a stack."""
-    shape = tuple(images.shape[1:]) if images.ndim > 2 else image_shape
-    if shape is None:
-        side = math.isqrt(images.shape[1])
-        shape = (side, side) if side * side == images.shape[1] else (1, images.shape[1])
-    if len(shape) not in (2, 3) or math.prod(shape) != math.prod(images.shape[1:]):
-        raise ValueError(f"X has {math.prod(images.shape[1:])} features per sample, but image_shape={shape}.")
-    return (*shape, 1)[:3]  # type: ignore[return-value]
+    rows = images.reshape(len(images), -1)
+    if images.ndim > 2:
+        stack_shape = tuple(images.shape[1:])
+        if image_shape is None:
+            check_channels_last(stack_shape)
+        image_shape = stack_shape
+    elif image_shape is None:
+        check_square(rows)
+    return (*resolve_image_shape(image_shape, rows.shape[1]), 1)[:3]  # type: ignore[return-value]

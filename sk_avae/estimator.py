@@ -17,31 +17,35 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import nn
 
+from ._inputs import (
+    as_images,
+    check_images_are_numbers,
+    check_rows,
+    dtypes_of,
+    enormous_numbers_refused,
+    is_large_enough,
+    length_of,
+    resolve_image_shape,
+    warn_of_other_units,
+)
 from ._learned import LearnedAttributes
 from ._validation import (
     check_count,
     check_count_or_auto,
     check_flag,
-    check_images_are_numbers,
     check_number,
     check_out,
-    check_rows,
-    dtypes_of,
-    enormous_numbers_refused,
     feature_names,
-    length_of,
     resolve_device,
-    resolve_image_shape,
     seed_from,
     unchanged_on_error,
-    warn_of_other_units,
 )
 from ._version import __version__, warn_on_version
 from .aligner import Aligner, SearchModels
 from .aligner_state import STATE_NAMES, from_state, to_state
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .expert import DEPRECATED, MOVED, ExpertSettings, is_deprecated, upgraded
-from .images import ImageFormat, floats_like
+from .images import ImageFormat
 from .learning import fit as learning
 from .learning.perturbation import random_poses
 from .learning.recipes import ModelParameters, check_same_model
@@ -49,7 +53,7 @@ from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
 from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
 from .model.module_state import Network, available_device, build, freeze, pack, unpack
-from .model.prior import prior_scale
+from .model.prior import is_free, prior_scale
 from .model.vae import check_methods, check_shapes
 from .result import AlignmentResult
 from .search.settings import PoseSettings, SearchSettings, default_effort
@@ -398,7 +402,22 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             return learning.continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
         rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
         image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=rescale)
+        self._check_free(image_format)
         return learning.new_setup(rows, image_format, model, device, rescale=rescale)
+
+    def _check_free(self, image_format: ImageFormat) -> None:
+        """Raise where images of one row or column leave the family nothing to find; warn where they are tiny."""
+        scale = prior_scale(self.alpha_prior, self._family)
+        if not is_free(self._family, scale) or is_free(self._family, image_format.frame_prior(self._family, scale)):
+            return
+        problem = (
+            f"Images of shape {image_format.image_shape[:2]} have no pose that family={self.family!r} could find. Say "
+            f"image_shape=(height, width) if they are flattened images; for signals take family='affine', which finds "
+            f"their scale and shift."
+        )
+        if self.image_shape is not None or is_large_enough(image_format.n_features):
+            raise ValueError(problem)
+        warnings.warn(f"{problem} Every pose will be 0.", UserWarning, stacklevel=5)
 
     def _model_parameters(self) -> ModelParameters:
         return ModelParameters(self.module, self.latent_size, self.hidden_layer_sizes, self.likelihood)
@@ -601,6 +620,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         image_format = ImageFormat(
             shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()), estimator.padding
         )
+        estimator._check_free(image_format)
         vae = copy.deepcopy(module).eval().float()
         estimator.latent_size = check_shapes(vae, image_format.frame_shape)
         estimator._check_parameters()
@@ -677,7 +697,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _transformed(self, rows: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         aligner = self._aligner()
-        out = check_out(out, (len(rows), rows.shape[1] + len(aligner.parameters)), rows.dtype)
+        out = check_out(
+            out, (len(rows), rows.shape[1] + len(aligner.parameters)), self.image_format_.floats(rows.dtype)
+        )
         aligner.transform(rows, out, verbose=self.verbose)
         return out
 
@@ -744,7 +766,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         generator = torch.Generator().manual_seed(seed)
         pose = random_poses(len(rows), self._family, aligner.frame_prior, generator).numpy()
         alpha = pose * aligner.image_format.frame_to_image_scale(aligner.parameters)
-        alpha = alpha.astype(floats_like(rows.dtype))
+        alpha = alpha.astype(self.image_format_.floats(rows.dtype))
         return self._posed(rows, alpha), alpha
 
     def _posed(self, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
@@ -756,6 +778,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         """Split rows into their first columns and the pose behind them."""
         self._check_search()
         with enormous_numbers_refused(name):
+            X = as_images(X, name)
             rows = check_array(X, dtype=dtypes_of(X, [np.float32, np.float64]), input_name=name)
         n_params = len(parameters_of(self._family))
         if rows.shape[1] != n_first + n_params:
@@ -812,7 +835,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         rows, aligner = self._rows(X), self._aligner()
         if check_flag("align", align):
             return -aligner.align(rows, verbose=self.verbose).elbo
-        return np.negative(aligner.elbo(rows), dtype=floats_like(rows.dtype))
+        return np.negative(aligner.elbo(rows), dtype=self.image_format_.floats(rows.dtype))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean ELBO at each image's best pose: minus the negative-ELBO loss.

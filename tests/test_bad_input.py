@@ -164,7 +164,8 @@ def test_one_row_cannot_be_split(refuses, digits):
 
 def test_one_pixel(small_avae):
     X = np.linspace(0, 1, 30)[:, None]
-    model = small_avae(max_epochs=2).fit(X)
+    with pytest.warns(UserWarning, match=r"shape \(1, 1\) have no pose .* Every pose will be 0"):
+        model = small_avae(max_epochs=2).fit(X)
     assert model.image_shape_ == (1, 1)
     assert_array_equal(model.transform(X), np.hstack([X, np.zeros((30, 1))]))
 

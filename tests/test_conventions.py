@@ -67,10 +67,11 @@ def test_data_frames_come_out_with_their_names(tiny, digits, container, make):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_data_frames_keep_their_precision(tiny, digits, container, dtype):
     X = digits.X_test[:5] if dtype == np.uint8 else digits.X_test[:5].astype(dtype) / dtype(3)
-    model = clone(tiny).fit(frame(container, digits.X[:60]))
+    seen = digits.X[:60].astype(dtype)
+    model = clone(tiny).fit(frame(container, seen))
     T = model.transform(frame(container, X))
     assert T.dtype == (np.float64 if dtype == np.float64 else np.float32)
-    assert_array_equal(T, clone(tiny).fit(digits.X[:60]).transform(X))
+    assert_array_equal(T, clone(tiny).fit(seen).transform(X))
     framed = model.set_output(transform=container).transform(frame(container, X))
     assert_array_equal(model.inverse_transform(framed), model.inverse_transform(T))
     assert model.inverse_transform(framed).dtype == T.dtype

@@ -203,7 +203,7 @@ def test_random_state_decides_and_the_global_ones_stay():
         ({"ranges": {"angle": math.nan}}, "must be a positive number"),
         ({"interpolation": "cubic"}, "interpolation must be one of .* got 'cubic'"),
         ({"image_shape": (28, 27)}, r"X has 784 features per sample, but image_shape=\(28, 27\)"),
-        ({"image_shape": (784,)}, r"image_shape=\(784,\)"),
+        ({"image_shape": (784,)}, r"got \(784,\)"),
     ],
 )
 def test_wrong_arguments_are_named(settings, message):

@@ -6,7 +6,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import check_count, check_images_are_numbers
+from .._inputs import check_images_are_numbers
+from .._validation import check_count
 from ..model.affine import REFLECTED
 from ..result import AlignmentResult
 from .axes import GREY, fitted_aligner, minus, pyplot

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
-from .._validation import as_images
+from .._inputs import as_images
 
 __all__ = ["cheapest_within_one_se", "elbo", "neg_reconstruction_error"]
 

@@ -157,7 +157,9 @@ def training_images(
 def _scaled_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> Tensor:
     images = torch.empty(len(rows), *image_format.frame_shape, device=device)
     for part in image_format.slices(len(rows)):
-        images[part] = image_format.to_model(rows[part], (-math.inf, math.inf), device)
+        images[part] = image_format.searched(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)[
+            0
+        ]
     return images
 
 

@@ -20,6 +20,9 @@ from .likelihoods import kl_divergence
 from .moments import Moments, exact_moments
 from .shape_density import canonical_features
 
+# Images that vary by less of the fitted range are taken to be constant.
+LEAST_CONTRAST = 1e-3
+
 
 @dataclass(frozen=True)
 class AVAE:
@@ -127,9 +130,12 @@ class AVAE:
 
 
 def is_constant(images: Tensor) -> Tensor:
-    """Tell which images, of shape (n, C, H, W), have one value per channel, and so no pose."""
+    """Tell which images, scaled to [0, 1], of shape (n, C, H, W), have one value per channel, and so no pose.
+
+    What varies by less than the smallest scale of a pixel is rounding or noise.
+    """
     channels = images.flatten(2)
-    return (channels == channels[:, :, :1]).flatten(1).all(dim=1)
+    return (channels.amax(dim=2) - channels.amin(dim=2) < LEAST_CONTRAST).all(dim=1)
 
 
 def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:

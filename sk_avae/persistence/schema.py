@@ -108,6 +108,10 @@ def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_right(value)
 
 
+# Of an image format: all, and those that files of version 0.1 lack.
+_ALL_PARTS = {part.name for part in fields(ImageFormat)}
+_NEW_PARTS = {"precision", "limits"}
+
 # What each attribute must be, by kind of estimator: those that must be there, and those that may.
 _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
     "AVAEEstimator": {
@@ -118,7 +122,7 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
         "density_": _or_none(_are_arrays),
         "critic_": _or_none(_are_arrays),
         "proposer_": _or_none(_is_proposer),
-        "image_format_": _has(*(part.name for part in fields(ImageFormat))),
+        "image_format_": lambda value: isinstance(value, dict) and _ALL_PARTS - _NEW_PARTS <= set(value) <= _ALL_PARTS,
         "image_shape_": lambda value: type(value) is tuple,
         "n_features_in_": _is_int,
         "history_": lambda value: isinstance(value, list) and all(_are_floats(epoch) for epoch in value),
@@ -214,8 +218,13 @@ def _checked_frame(state: dict[str, Any]) -> tuple[int, int, int]:
     expect(state["image_shape_"] == shape and state["n_features_in_"] == math.prod(shape), "image_shape_")
     expect(_is_int(parts["pad"]) and parts["pad"] < 2**20 and parts["padding"] in PADDINGS, "pad or padding")
     expect(type(background) is tuple and len(background) == (*shape, 1)[2], "background")
-    expect(all(_is_finite(number) for number in (*background, parts["offset"], parts["scale"])), "image_format_")
-    expect(parts["scale"] != 0, "a scale of 0")
+    scaling = [part if type(part) is tuple else (part,) for part in (parts["offset"], parts["scale"])]
+    expect(all(len(part) in (1, len(background)) for part in scaling), "offset or scale")
+    expect(all(_is_finite(number) for part in (background, *scaling) for number in part), "image_format_")
+    expect(0 not in scaling[1], "a scale of 0")
+    limits = parts.get("limits")
+    expect(limits is None or (type(limits) is tuple and len(limits) == 2 and all(map(_is_finite, limits))), "limits")
+    expect(parts.get("precision") in (None, "float32", "float64"), "precision")
     return ImageFormat(**parts).frame_shape
 
 

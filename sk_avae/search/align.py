@@ -14,7 +14,7 @@ gradient descent on the best).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -148,6 +148,32 @@ def align(
         hypotheses=found.alpha,
         hypothesis_elbo=found.elbo,
         hypothesis_weight=hypothesis_weights(found.score / settings.temperature, duplicate),
+    )
+
+
+def with_own_elbo(found: Alignment, model: AVAE, images: Tensor, rows: Tensor) -> Alignment:
+    """Return what was found by way of repaired images, with the ELBOs that some of them have as they came.
+
+    Parameters
+    ----------
+    found : Alignment
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+        As they came.
+    rows : Tensor of shape (m,)
+        Those that were repaired.
+    """
+    objective, poses = Objective(model, images[rows]), found.hypotheses[rows]
+    owner = torch.arange(len(rows), device=rows.device).repeat_interleave(poses.shape[1])
+    flat = poses.flatten(0, 1)
+    identity = objective.elbo_identity()
+    elbo = (-objective.loss(owner, flat) - objective.log_prior(owner, flat)).view(poses.shape[:2])
+    elbo = torch.where((poses == 0).all(dim=2), identity[:, None], elbo).nan_to_num(nan=-math.inf)
+    return replace(
+        found,
+        elbo=found.elbo.index_copy(0, rows, elbo[:, 0]),
+        elbo_identity=found.elbo_identity.index_copy(0, rows, identity),
+        hypothesis_elbo=found.hypothesis_elbo.index_copy(0, rows, elbo),
     )
 
 

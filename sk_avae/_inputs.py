@@ -1,0 +1,333 @@
+"""Images as people give them: arrays, tensors, data frames, rows or stacks. Checked, and turned into rows of pixels."""
+
+import math
+import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few
+
+# Pixels that span so many times less or more than the model's range are probably in other units.
+_OTHER_UNITS = 10
+# Where more than this share of the pixels lies outside the range (widened by so much on both sides), so are they.
+_SHARE_OUTSIDE = 0.5
+_SLACK = 0.25
+
+# What is smaller is taken for a signal rather than an image of which the shape was forgotten.
+_SMALLEST_SIDE = 8
+_LONGEST_ASPECT = 2.0
+# Rows of interleaved channels repeat themselves at the distance of a pixel: so much more than at shorter ones.
+_REPEATS = 0.5
+
+# Integers of more bytes, and long doubles, do not fit single precision.
+_BYTES_IN_SINGLE = 2
+
+
+def as_images(X: Any, name: str = "X") -> Any:
+    """Return tensors, lists and masked arrays as arrays, and anything else as it is: data frames keep their names.
+
+    Raises
+    ------
+    ValueError
+        If a masked array masks anything, or a tensor has no values.
+    """
+    if isinstance(X, Tensor):
+        return _from_tensor(X, name)
+    if np.ma.isMaskedArray(X):
+        if np.ma.is_masked(X):
+            raise ValueError(
+                f"{name} is a masked array with {int(np.ma.getmaskarray(X).sum())} masked values, and a model needs "
+                f"them all. Fill them ({name}.filled(value)), or leave those rows out."
+            )
+        return np.ma.getdata(X)
+    if isinstance(X, list | tuple) and any(isinstance(row, Tensor) or np.ma.isMaskedArray(row) for row in X):
+        X = [as_images(row, name) for row in X]
+    nested = isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1
+    return np.asarray(X) if nested else X
+
+
+def _from_tensor(X: Tensor, name: str) -> NDArray[Any]:
+    if X.is_meta:
+        raise ValueError(f"{name} is a tensor on the device 'meta', which has no values. Pass one that has.")
+    if X.layout != torch.strided:
+        raise ValueError(f"{name} is a sparse tensor, and images are dense. Pass {name}.to_dense().")
+    X = X.detach().cpu().resolve_conj().resolve_neg()
+    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+
+
+def dtypes_of(X: Any, known: list[Any]) -> list[Any]:
+    """Return known dtypes, the first of which is what others become: double for what single precision cannot hold."""
+    own = _dtype_of(X)
+    if own is None:
+        return known
+    own = own.newbyteorder("=")
+    wide = (own.kind in "iu" and own.itemsize > _BYTES_IN_SINGLE) or (own.kind == "f" and own.itemsize > 4)
+    first = own if own in known else np.dtype(np.float64 if wide else np.float32)
+    return sorted(known, key=lambda dtype: first != dtype)
+
+
+def _dtype_of(X: Any) -> np.dtype[Any] | None:
+    """Return the common dtype of an array or data frame; None if it has none."""
+    dtypes = getattr(X, "dtypes", None)
+    try:
+        if isinstance(dtypes, list):  # of polars, for which scikit-learn does not ask
+            return np.dtype(X.to_numpy().dtype)
+        return np.result_type(*dtypes) if dtypes is not None else np.dtype(getattr(X, "dtype", None) or "V")
+    except (TypeError, ValueError):
+        return None
+
+
+@contextmanager
+def enormous_numbers_refused(name: str = "X") -> Iterator[None]:
+    """Let a check of arrays answer to numbers beyond all floats as it does to other bad ones: by one ValueError."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except OverflowError as error:
+        raise ValueError(f"{name} holds a number that is too large for any float ({error}).") from error
+
+
+def length_of(X: Any) -> int:
+    """Return how many images X holds, before it is checked; 1 if it does not say."""
+    shape = getattr(X, "shape", None)
+    if shape:
+        return int(shape[0])
+    return len(X) if isinstance(X, list | tuple) else 1
+
+
+def is_stack(X: Any) -> bool:
+    """Tell whether X is a stack of images, (n, H, W) or (n, H, W, C), rather than rows."""
+    return getattr(X, "ndim", None) in (3, 4)
+
+
+def check_rows(
+    estimator: BaseEstimator, X: Any, *, image_shape: ImageShape | None, reset: bool = False
+) -> tuple[NDArray[Any], ImageShape]:
+    """Validate images and return them as rows.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Its `n_features_in_` is set (`reset`) or compared.
+    X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+    image_shape : tuple of int or None
+        (H, W) or (H, W, C); None reads it off a stack or a square.
+    reset : bool, default=False
+        Whether this is `fit`.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_samples, n_features)
+        float32, float64 or uint8.
+    image_shape : tuple of int
+
+    Raises
+    ------
+    ValueError
+        If X is empty, sparse, complex, has NaN or infinite pixels or the wrong number of them.
+    """
+    X = as_images(X)
+    if is_stack(X):
+        stack_shape = tuple(int(side) for side in X.shape[1:])
+        if image_shape is None:
+            check_channels_last(stack_shape)
+            image_shape = stack_shape
+        elif (*stack_shape, 1)[:3] != (*_as_shape(image_shape), 1)[:3]:
+            advice = _how_to_turn(stack_shape, (len(X), *stack_shape), _as_shape(image_shape))
+            raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.{advice}")
+        X = np.asarray(X).reshape(len(X), math.prod(stack_shape))
+    elif image_shape is not None and getattr(X, "shape", ()) == (shape := _as_shape(image_shape))[:2] and shape[0] > 1:
+        raise ValueError(
+            f"X has {shape[1]} features per row: of shape {shape[:2]} it is one image, and a batch of images is "
+            f"expected. Pass X[None]."
+        )
+    with enormous_numbers_refused(), _gaps_explained():
+        rows = validate_data(estimator, X, dtype=dtypes_of(X, [np.float32, np.float64, np.uint8]), reset=reset)
+    if reset and image_shape is None:
+        check_square(rows)
+    return rows, resolve_image_shape(image_shape, rows.shape[1])
+
+
+@contextmanager
+def _gaps_explained() -> Iterator[None]:
+    """Say what an image needs where scikit-learn would send its owner to gradient boosting."""
+    try:
+        yield
+    except ValueError as error:
+        first, *advice = str(error).splitlines()
+        if not (advice and first.startswith("Input X contains NaN")):
+            raise
+        raise ValueError(
+            f"{first} An image needs a number for every pixel: fill the gaps (numpy.nan_to_num, or with the "
+            f"background), or leave those images out (X[numpy.isfinite(X).all(axis=1)])."
+        ) from error
+
+
+def check_channels_last(shape: tuple[int, ...]) -> None:
+    """Raise where the first axis of an image looks like its channels, and the last does not.
+
+    Examples
+    --------
+    >>> check_channels_last((28, 28, 5))
+    >>> check_channels_last((5, 28, 28))
+    Traceback (most recent call last):
+    ValueError: X holds images of shape (5, 28, 28), which look as if the channels came first; ...
+    """
+    if len(shape) == 3 and _channels_seem_first(shape):
+        one = "X[:, 0], or " if shape[0] == 1 else ""
+        raise ValueError(
+            f"X holds images of shape {shape}, which look as if the channels came first; (height, width, "
+            f"channels) is expected. Pass {one}X.transpose(0, 2, 3, 1), or say image_shape={shape} if they are right."
+        )
+
+
+def _channels_seem_first(shape: tuple[int, ...]) -> bool:
+    """Tell whether the first axis is much the shortest of three, or the one that differs."""
+    first, second, third = shape
+    if third <= 4:
+        return False
+    return first in (1, 3, 4) or first < second == third or 2 * first < min(second, third)
+
+
+def _how_to_turn(found: tuple[int, ...], whole: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Return how a stack becomes one of the wanted images, if that is plain to see."""
+    wanted = (*wanted, 1)[:3]
+    if len(found) == 3 and (*found[1:], found[0]) == wanted:
+        return " Its channels come first: pass X.transpose(0, 2, 3, 1)."
+    if (*whole, 1)[:3] == wanted:
+        return " It is one image, and a batch of images is expected: pass X[None]."
+    return ""
+
+
+def likely_image_shapes(n_features: int) -> list[ImageShape]:
+    """Return the shapes that images of so many pixels may well have: squares first, then grey ones, then in colour.
+
+    Examples
+    --------
+    >>> likely_image_shapes(28 * 36), likely_image_shapes(32 * 32 * 3)[0], likely_image_shapes(101)
+    ([(28, 36), (24, 42), (16, 21, 3), (14, 24, 3), (14, 18, 4)], (32, 32, 3), [])
+    """
+    found = []
+    for channels in (1, 3, 4):
+        n_pixels = n_features // channels
+        for height in range(_SMALLEST_SIDE, math.isqrt(n_pixels) + 1):
+            width = n_pixels // height
+            if height * width * channels == n_features and width <= _LONGEST_ASPECT * height:
+                found.append((height != width, channels, width / height, height, width))
+    return [(h, w) if channels == 1 else (h, w, channels) for _, channels, _, h, w in sorted(found)]
+
+
+def is_large_enough(n_features: int) -> bool:
+    """Tell whether rows of so many pixels may be images, rather than a few numbers."""
+    return n_features >= _SMALLEST_SIDE**2
+
+
+def check_square(rows: NDArray[Any]) -> None:
+    """Raise where rows without a shape are unlikely to be what they would be read as.
+
+    Raises
+    ------
+    ValueError
+        If they could be images but are not square, or are square and look like interleaved channels.
+    """
+    n_features = rows.shape[1]
+    side = math.isqrt(n_features)
+    likely = likely_image_shapes(n_features)
+    if side * side == n_features:
+        in_colour = [shape for shape in likely if len(shape) == 3]
+        n_channels = _n_interleaved(rows) if in_colour else None
+        likely = [shape for shape in in_colour if shape[2] == n_channels]
+        if likely:
+            raise ValueError(
+                f"X has rows of {n_features} pixels, which repeat themselves every {n_channels}: they look like images "
+                f"of {n_channels} channels rather than grey ones of {side} x {side}. Say image_shape="
+                f"(height, width, channels), {likely[0]} perhaps, or image_shape=({side}, {side}) if they are grey."
+            )
+    elif likely:
+        several = " or ".join(str(shape) for shape in likely[:3])
+        raise ValueError(
+            f"X has rows of {n_features} pixels, which is no square: the shape of the images is needed. Say "
+            f"image_shape=(height, width) or (height, width, channels), perhaps {several}; for signals of one row "
+            f"image_shape=(1, {n_features})."
+        )
+
+
+def _n_interleaved(rows: NDArray[Any]) -> int | None:
+    """Return how many channels rows of pixels seem to hold; None where they look like grey images."""
+    some = rows[every_few(len(rows), 256)].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = {lag: float(np.square(some[:, lag:] - some[:, :-lag]).mean()) for lag in (1, 2, 3, 4)}
+    for n_channels in (3, 4):
+        if change[n_channels] < _REPEATS * min(change[lag] for lag in range(1, n_channels)):
+            return n_channels
+    return None
+
+
+def _as_shape(image_shape: Any) -> ImageShape:
+    """Return an image shape as a tuple of two or three positive ints."""
+    try:
+        shape = tuple(operator.index(side) for side in image_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}.")
+    return shape  # type: ignore[return-value]
+
+
+def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> ImageShape:
+    """Return the shape of images of `n_features` pixels: as given, else a square, else one row.
+
+    Examples
+    --------
+    >>> resolve_image_shape(None, 784), resolve_image_shape(None, 5)
+    ((28, 28), (1, 5))
+    """
+    if image_shape is None:
+        side = math.isqrt(n_features)
+        return (side, side) if side * side == n_features else (1, n_features)
+    shape = _as_shape(image_shape)
+    if math.prod(shape) != n_features:
+        raise ValueError(
+            f"X has {n_features} features per sample, but image_shape={tuple(image_shape)} needs {math.prod(shape)}."
+        )
+    return shape
+
+
+def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
+    """Warn of pixels that are probably in other units than the model's: of another span, or mostly out of its range."""
+    some = rows[every_few(len(rows))]
+    low, high = float(some.min()), float(some.max())
+    first, last = image_format.range
+    ratio = (high - low) / (last - first)
+    if ratio > FARTHEST_PIXEL:  # which is refused
+        return
+    slack = _SLACK * (last - first)
+    outside = float(np.mean((some < first - slack) | (some > last + slack)))
+    other_span = ratio != 0 and not 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS
+    if other_span or outside > _SHARE_OUTSIDE:
+        warnings.warn(
+            f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "
+            f"and {last:g}. If they are in other units (0 to 1 rather than 0 to 255, say), bring X to the model's.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_images_are_numbers(images: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return computed images, or raise ValueError naming the argument whose numbers were too large for them."""
+    if not np.isfinite(images).all():
+        row = int((~np.isfinite(images)).any(axis=1).argmax())
+        raise ValueError(
+            f"{name} has numbers so large, in row {row} for one, that its image is no longer one of finite pixels. "
+            f"Bring pixels, latent variables and poses (logarithms of scales!) to moderate values."
+        )
+    return images

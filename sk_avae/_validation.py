@@ -92,9 +92,12 @@ def resolve_device(device: Any) -> torch.device:
         If torch cannot use it on this machine.
     """
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device={device!r} is not available here ({error}). Choose device='cpu'.") from error
+    if found.type == "meta":
+        raise ValueError("device='meta' has no numbers to compute with. Choose device='cpu'.")
+    return found
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from .images import ImageFormat, to_tensor
 from .model.affine import parameters_of, to_matrix
 from .model.avae import AVAE, is_constant
 from .model.batches import device_batch_factor, images_per_batch, in_batches
+from .model.contexts import methods_in_plain_torch
 from .model.faults import has_few
 from .model.module_state import Network
 from .model.moments import Moments
@@ -115,6 +116,7 @@ class _Seen:
             )
 
 
+@methods_in_plain_torch
 @dataclass(frozen=True)
 class Aligner:
     """A VAE, what its images look like, and what helps to find their poses.
@@ -411,5 +413,5 @@ class Aligner:
         return self.image_format.pose_to_model(alpha, self.pose.family, self.device)
 
     def _in_batches(self, function: Any, *rows: Tensor) -> NDArray[Any]:
-        blank = torch.empty(1, *self.image_format.frame_shape, device=self.device)
+        blank = torch.empty(1, *self.image_format.frame_shape, device=self.device, dtype=torch.float32)
         return in_batches(function, images_per_batch(blank, self.vae.module), *rows).cpu().numpy()

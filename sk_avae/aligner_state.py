@@ -13,6 +13,7 @@ from torch import nn
 
 from .aligner import Aligner, SearchModels
 from .images import ImageFormat
+from .model.contexts import in_plain_torch
 from .model.critic import Critic
 from .model.likelihoods import LIKELIHOODS
 from .model.module_state import Network, pack, rebuild, to_arrays, unpack
@@ -55,6 +56,7 @@ def to_state(aligner: Aligner) -> dict[str, Any]:
     }
 
 
+@in_plain_torch
 def from_state(state: Mapping[str, Any], pose: PoseSettings, search: SearchSettings, device: torch.device) -> Aligner:
     """Return the aligner of a state, its networks on `device`; entries that are none of its own are left alone."""
     # Before version 0.1 a pickle had the format itself.

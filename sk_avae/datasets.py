@@ -22,6 +22,7 @@ from sklearn.utils import check_array, check_random_state
 
 from ._inputs import as_images, check_channels_last, check_square, enormous_numbers_refused, resolve_image_shape
 from .model.affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
+from .model.contexts import in_plain_torch
 
 __all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
 
@@ -188,6 +189,7 @@ def _bounds(name: str, ranges: Mapping[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@in_plain_torch
 def make_perturbed(
     X: ArrayLike,
     *,
@@ -265,7 +267,7 @@ def make_perturbed(
     stack = images.reshape(len(images), height, width, channels)
     perturbed = np.empty_like(stack)
     some = torch.tensor(stack[:_IMAGES_PER_CHUNK].transpose(0, 3, 1, 2).astype(np.float32))
-    fill = edge_median(some) if outside is None else torch.full((channels,), outside)
+    fill = edge_median(some) if outside is None else torch.full((channels,), outside, dtype=torch.float32)
     for start in range(0, len(stack), _IMAGES_PER_CHUNK):
         chunk = slice(start, start + _IMAGES_PER_CHUNK)
         matrix = to_matrix(torch.from_numpy(alpha[chunk]), family, aspect=width / height).float()

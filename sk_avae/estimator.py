@@ -52,6 +52,7 @@ from .learning.recipes import ModelParameters, check_same_model
 from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
 from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
+from .model.contexts import in_plain_torch
 from .model.module_state import Network, available_device, build, freeze, pack, unpack
 from .model.prior import is_free, prior_scale
 from .model.vae import check_methods, check_shapes
@@ -554,6 +555,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             check_number("min_gain", self.min_gain)
 
     @classmethod
+    @in_plain_torch
     def from_vae(
         cls,
         module: nn.Module,

@@ -24,6 +24,7 @@ from torch.utils.data import TensorDataset
 from ..model.avae import AVAE
 from ..model.batches import images_per_batch, in_batches
 from ..model.critic import Critic
+from ..model.module_state import RandomStream
 from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
@@ -100,6 +101,7 @@ def train_critic(
     hypotheses: Hypotheses,
     *,
     generator: torch.Generator,
+    stream: RandomStream | None = None,
     verbose: int,
 ) -> bool:
     """Train a critic in place to choose the right ones among hypotheses.
@@ -115,6 +117,8 @@ def train_critic(
     hypotheses : Hypotheses
     generator : torch.Generator
         On the CPU: draws the order of the images.
+    stream : RandomStream or None, default=None
+        What dropout draws from; None is a fresh one.
     verbose : int
         Prints a line per epoch if positive.
 
@@ -139,6 +143,7 @@ def train_critic(
         critic,
         nn.Identity,  # the loss is computed in the step
         model=model,
+        stream=stream or RandomStream(0, hypotheses.images.device),
         **one_cycle(
             n_images=len(dataset),
             batch_size=max(8, min(_BATCH, _PIXELS // pixels_per_image)),

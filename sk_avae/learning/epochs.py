@@ -11,6 +11,8 @@ from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, P
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ..model.module_state import RandomStream
+
 History = list[dict[str, float]]
 
 
@@ -30,8 +32,24 @@ class EpochEvents(NamedTuple):
 
 
 def n_steps(n_images: int, max_epochs: int, batch_size: int) -> int:
-    """Return how many steps of the weights so many epochs take; the last batch of each may be smaller."""
-    return max_epochs * math.ceil(n_images / batch_size)
+    """Return how many steps of the weights so many epochs take.
+
+    The last batch of each may be smaller, but is never a single image: batch norm could not train on it.
+
+    Examples
+    --------
+    >>> n_steps(64, 1, 32), n_steps(65, 1, 32), n_steps(66, 1, 32), n_steps(1, 1, 32)
+    (2, 2, 3, 1)
+    """
+    return max_epochs * len(_batch_sizes(n_images, batch_size))
+
+
+def _batch_sizes(n_images: int, batch_size: int) -> list[int]:
+    whole, rest = divmod(n_images, batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    if batch_size > 1 and len(sizes) > 1 and rest == 1:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
 
 
 class TensorBatches:
@@ -57,12 +75,20 @@ class TensorBatches:
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], None]]:
         n = len(self.tensors[0])
         order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
-        for rows in order.to(self.tensors[0].device).split(self.batch_size):  # type: ignore[no-untyped-call]
+        sizes = _batch_sizes(n, self.batch_size)
+        for rows in order.to(self.tensors[0].device).split(sizes):  # type: ignore[no-untyped-call]
             yield tuple(tensor[rows] for tensor in self.tensors), None
 
 
 class EpochNet(NeuralNet):
     """A skorch net that raises when its loss is no longer a number; the networks' steps are those of its subclasses.
+
+    Parameters
+    ----------
+    stream : RandomStream
+        What dropout draws from, a step at a time.
+    *args, **kwargs
+        Of `skorch.NeuralNet`.
 
     Attributes
     ----------
@@ -71,6 +97,15 @@ class EpochNet(NeuralNet):
     """
 
     advice: str | None = None
+
+    def __init__(self, *args: Any, stream: RandomStream, **kwargs: Any) -> None:
+        self.stream = stream
+        super().__init__(*args, **kwargs)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> Any:
+        """Take a step."""
+        with self.stream.lent():
+            return super().train_step(batch, **fit_params)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -175,14 +210,14 @@ def run_epochs(
     net.initialize()
     if adam:
         net.optimizer_.load_state_dict({**net.optimizer_.state_dict(), "state": adam})
-    net.notify("on_train_begin", X=dataset)
+    net.notify("on_train_begin", X=dataset, y=None)
     for _ in range(net.max_epochs):
         if events is not None:
             events.begin()
         stopped = _stops_after_an_epoch(net, dataset)
         if (events is not None and events.end(_history(net))) or stopped:
             break
-    net.notify("on_train_end", X=dataset)
+    net.notify("on_train_end", X=dataset, y=None)
     if adam is not None:
         adam.update(net.optimizer_.state_dict()["state"])
     if not all(weight.isfinite().all() for weight in weights):

@@ -15,6 +15,7 @@ from .._version import __version__
 from ..aligner import Aligner, SearchModels
 from ..images import ImageFormat, every_few
 from ..model.avae import canonical_images, is_constant
+from ..model.contexts import in_plain_torch
 from ..model.module_state import Network, build, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
@@ -97,6 +98,7 @@ class TrainingSetup:
     history: tuple[dict[str, float], ...] = ()
 
 
+@in_plain_torch
 def new_setup(
     rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool
 ) -> TrainingSetup:
@@ -107,6 +109,7 @@ def new_setup(
     return TrainingSetup(rows, images, image_format, model.vae_recipe(image_format), likelihood_recipe)
 
 
+@in_plain_torch
 def continued_setup(
     rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool
 ) -> TrainingSetup:
@@ -155,7 +158,7 @@ def training_images(
 
 
 def _scaled_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> Tensor:
-    images = torch.empty(len(rows), *image_format.frame_shape, device=device)
+    images = torch.empty(len(rows), *image_format.frame_shape, device=device, dtype=torch.float32)
     for part in image_format.slices(len(rows)):
         images[part] = image_format.searched(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)[
             0
@@ -192,6 +195,7 @@ def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, .
     warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
 
 
+@in_plain_torch
 def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserver | None = None) -> Trained:
     """Train a VAE, or find what was trained before from equal images by equal settings.
 
@@ -251,6 +255,7 @@ def whole_history(setup: TrainingSetup, trained: Trained) -> History:
     return [*setup.history, *({**epoch, "epoch": epoch["epoch"] + n} for epoch in trained.history)]
 
 
+@in_plain_torch
 def learn(
     aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, trained: Trained
 ) -> tuple[Aligner, NDArray[Any] | None]:
@@ -278,6 +283,7 @@ def learn(
     return aligner, _without_gate(aligner).align(setup.rows, verbose=parameters.verbose).alpha
 
 
+@in_plain_torch
 def learn_from_upright(aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool) -> Aligner:
     """Learn moments and search models from upright images, around a VAE that was trained elsewhere."""
     image_format, device = aligner.image_format, aligner.device

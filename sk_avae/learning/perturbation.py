@@ -34,8 +34,8 @@ def random_poses(n: int, family: str, scale: tuple[float, ...], generator: torch
     alpha : Tensor of shape (n, n_params)
     """
     names = parameters_of(family)
-    uniform = 2 * torch.rand(n, len(names), generator=generator) - 1
-    alpha = uniform * torch.tensor(reach_of(family, scale))
+    uniform = 2 * torch.rand(n, len(names), generator=generator, dtype=torch.float32) - 1
+    alpha = uniform * uniform.new_tensor(reach_of(family, scale))
     if names[-1] == REFLECTED:
         alpha[:, -1] = (alpha[:, -1] > 0).to(alpha)
     return alpha
@@ -58,9 +58,9 @@ def random_offsets(images: Tensor, family: str, scale: tuple[float, ...], genera
     matrix : Tensor of shape (n, 2, 3)
         To be applied to an image before its pose.
     """
-    matrix = torch.eye(2, 3).repeat(len(images), 1, 1)
-    offset = _OFF_CENTRE * (2 * torch.rand(len(images), 2, generator=generator) - 1)
-    offset = offset * (torch.rand(len(images), 1, generator=generator) < _SHARE_OFF_CENTRE)
+    matrix = torch.eye(2, 3, dtype=torch.float32).repeat(len(images), 1, 1)
+    offset = _OFF_CENTRE * (2 * torch.rand(len(images), 2, generator=generator, dtype=torch.float32) - 1)
+    offset = offset * (torch.rand(len(images), 1, generator=generator, dtype=torch.float32) < _SHARE_OFF_CENTRE)
     shifted = {name for name, s in zip(parameters_of(family), scale, strict=True) if s > 0}
     for axis, (name, side) in enumerate((("tx", images.shape[3]), ("ty", images.shape[2]))):
         if name not in shifted and side > 1:

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from ..model.affine import compose
 from ..model.avae import AVAE
+from ..model.module_state import RandomStream
 from ..model.moments import Moments
 from ..search.proposer import N_ANGLES, Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
 from .epochs import EpochNet, one_cycle, run_epochs
@@ -91,6 +92,7 @@ def train_proposer(
     *,
     max_epochs: int,
     generator: torch.Generator,
+    stream: RandomStream | None = None,
     verbose: int,
 ) -> None:
     """Train a proposer in place on images in their canonical pose, each perturbed anew in every epoch.
@@ -109,6 +111,8 @@ def train_proposer(
         Passes over the images at most; many images take fewer.
     generator : torch.Generator
         On the CPU: draws order and poses.
+    stream : RandomStream or None, default=None
+        What dropout draws from; None is a fresh one.
     verbose : int
         Prints a line per epoch if positive.
 
@@ -121,6 +125,7 @@ def train_proposer(
         proposer,
         nn.Identity,
         model=model,
+        stream=stream or RandomStream(0, images.device),
         typical=typical,
         draws=generator,
         **one_cycle(

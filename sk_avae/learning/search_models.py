@@ -1,6 +1,5 @@
 """The search models: proposer, critic and density, learned from training images in known poses, and calibrated."""
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from ..model.affine import compose, parameters_of
 from ..model.avae import AVAE, is_constant
 from ..model.batches import image_slices
 from ..model.critic import Critic
-from ..model.module_state import freeze, global_generator
+from ..model.module_state import RandomStream, freeze
 from ..model.moments import Moments, exact_moments
 from ..model.shape_density import N_COMPONENTS, ShapeDensity, canonical_features
 from ..search.certainty import typical_metric
@@ -194,26 +193,28 @@ def _first_scores(model: AVAE, images: Tensor, initializer: PoseInitializer, n_r
     return torch.cat(best)
 
 
-def _seeded(generator: torch.Generator, device: torch.device) -> AbstractContextManager[None]:
-    """First weights and dropout draw from torch's global generator: seed it for a while."""
-    return global_generator(int(torch.randint(2**31, (), generator=generator)), device)
+def _stream(generator: torch.Generator, device: torch.device) -> RandomStream:
+    """Return what first weights and dropout of a network draw from."""
+    return RandomStream(int(torch.randint(2**31, (), generator=generator)), device)
 
 
 def _trained_proposer(
     model: AVAE, images: Tensor, typical: Moments | None, max_epochs: int, *, generator: torch.Generator, verbose: int
 ) -> Proposer:
-    with _seeded(generator, images.device):
+    stream = _stream(generator, images.device)
+    with stream.lent():
         proposer = Proposer((images.shape[1], images.shape[2], images.shape[3]), model.family).to(images.device)
-        train_proposer(
-            proposer,
-            model,
-            images,
-            typical,
-            max_epochs=max_epochs,
-            generator=generator,
-            verbose=verbose,
-        )
-    proposer.reach.copy_(torch.tensor(reach_of(model.family, model.scale)))
+    train_proposer(
+        proposer,
+        model,
+        images,
+        typical,
+        max_epochs=max_epochs,
+        generator=generator,
+        stream=stream,
+        verbose=verbose,
+    )
+    proposer.reach.copy_(torch.tensor(reach_of(model.family, model.scale), dtype=torch.float32))
     return proposer.eval()
 
 
@@ -243,7 +244,8 @@ def _trained_critic(
     images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
     true, offset = random_places(model, images, generator)
     shown = find_hypotheses(model, images, initializer, _QUICK_SEARCH, true=true, offset=offset, show_truth=True)
-    with _seeded(generator, images.device):
+    stream = _stream(generator, images.device)
+    with stream.lent():
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)
-        learned = train_critic(critic, model, shown, generator=generator, verbose=verbose)
+    learned = train_critic(critic, model, shown, generator=generator, stream=stream, verbose=verbose)
     return critic.eval() if learned else None

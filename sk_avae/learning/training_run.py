@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..callbacks import Task
 from ..images import ImageFormat
 from ..model.avae import AVAE, is_constant
-from ..model.module_state import build, global_generator, to_arrays, unpack
+from ..model.module_state import RandomStream, build, to_arrays, unpack
 from ..model.moments import mean_moments
 from ..model.vae import check_shapes
 from .epochs import EpochEvents, History, n_steps
@@ -177,38 +177,40 @@ def run(
         If the VAE does not have the shapes of the contract, or training diverges.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    # Initial weights and a user's dropout draw from torch's global generator: fits in threads take turns.
-    with global_generator(int(torch.randint(2**31, (), generator=generator)), images.device):
+    # Initial weights and a user's dropout draw from torch's global generator.
+    stream = RandomStream(int(torch.randint(2**31, (), generator=generator)), images.device)
+    with stream.lent():
         model = _built(config, images.device)
         kept, held_out = _split(images, config.validation_fraction, generator)
         adam = _resumed(config, model, generator)
-        data = _with_poses(config, model, kept, held_out)
-        still = mean_moments(images, model.background)
+    data = _with_poses(config, model, kept, held_out)
+    still = mean_moments(images, model.background)
 
-        def trained(history: History) -> Trained:
-            moments = mean_moments(data.poses.canonical_images(), model.background) if data.poses else still
-            return Trained(
-                to_arrays(model.vae),
-                to_arrays(model.likelihood),
-                history,
-                tuple(moment.cpu().numpy() for moment in moments),
-                generator.get_state().numpy(),
-                None if adam is None else _arrays(adam),
-            )
-
-        events = None
-        if observer is not None:
-            events = EpochEvents(observer.begin, lambda history: observer.end(lambda: trained(history)))
-        history = train_vae(
-            model,
-            data,
-            config.settings,
-            generator=generator,
-            callbacks=callbacks,
-            verbose=verbose,
-            adam=adam,
-            events=events,
+    def trained(history: History) -> Trained:
+        moments = mean_moments(data.poses.canonical_images(), model.background) if data.poses else still
+        return Trained(
+            to_arrays(model.vae),
+            to_arrays(model.likelihood),
+            history,
+            tuple(moment.cpu().numpy() for moment in moments),
+            generator.get_state().numpy(),
+            None if adam is None else _arrays(adam),
         )
+
+    events = None
+    if observer is not None:
+        events = EpochEvents(observer.begin, lambda history: observer.end(lambda: trained(history)))
+    history = train_vae(
+        model,
+        data,
+        config.settings,
+        generator=generator,
+        stream=stream,
+        callbacks=callbacks,
+        verbose=verbose,
+        adam=adam,
+        events=events,
+    )
     return trained(history)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..model.avae import AVAE
+from ..model.module_state import RandomStream
 from .epochs import BestWeights, EpochEvents, EpochNet, History, TensorBatches, n_steps, printing, run_epochs
 from .training_poses import TrainingPoses
 
@@ -103,7 +104,7 @@ class VAENet(EpochNet):
         (images, rows), _ = batch
         alpha = self._improved(self.data.poses, rows)
         self._set_training(True)
-        noise = torch.randn(len(images), self.latent_size, generator=self.noise).to(images)
+        noise = torch.randn(len(images), self.latent_size, generator=self.noise, dtype=torch.float32).to(images)
         loss = -self.model.elbo(images, alpha, noise=noise).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}
@@ -140,6 +141,7 @@ def train_vae(
     settings: VAESettings,
     *,
     generator: torch.Generator,
+    stream: RandomStream | None = None,
     callbacks: Sequence[Any] = (),
     verbose: int = 0,
     adam: dict[int, Any] | None = None,
@@ -157,6 +159,8 @@ def train_vae(
     settings : VAESettings
     generator : torch.Generator
         On the CPU: draws the order of the images and the noise.
+    stream : RandomStream or None, default=None
+        What a VAE's dropout draws from; None is a fresh one.
     callbacks : sequence, default=()
         Skorch callbacks; they are copied, the caller's stay as they are.
     verbose : int, default=0
@@ -194,6 +198,7 @@ def train_vae(
         latent_size=settings.latent_size,
         noise=generator,
         data=data,
+        stream=stream or RandomStream(0, data.images.device),
         optimizer=torch.optim.Adam,
         optimizer__weight_decay=settings.weight_decay,
         optimizer__fused=True,

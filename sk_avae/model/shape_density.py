@@ -82,9 +82,9 @@ class ShapeDensity(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(N_COMPONENTS, N_FEATURES))
-        self.register_buffer("root", torch.zeros(N_COMPONENTS, N_FEATURES, N_FEATURES))
-        self.register_buffer("log_weight", torch.zeros(N_COMPONENTS))
+        self.register_buffer("mean", torch.zeros(N_COMPONENTS, N_FEATURES, dtype=torch.float32))
+        self.register_buffer("root", torch.zeros(N_COMPONENTS, N_FEATURES, N_FEATURES, dtype=torch.float32))
+        self.register_buffer("log_weight", torch.zeros(N_COMPONENTS, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the weighted log density up to a constant, of shape (n,), in double precision."""

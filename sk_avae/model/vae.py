@@ -263,7 +263,7 @@ def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
         If the module takes no images of this shape, or what it returns does not have the shapes of the contract.
     """
     name = type(vae).__name__
-    parameter = next(vae.parameters(), torch.zeros(()))
+    parameter = next(vae.parameters(), torch.zeros((), dtype=torch.float32))
     x = torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad():
         encoded = _answer(vae, "encode", x)

@@ -125,7 +125,8 @@ def _aim(state: _State, metric: Tensor) -> None:
     direction = -(state.inverse_hessian @ state.gradient[:, :, None])[:, :, 0]
     state.fresh = state.fresh | uphill
     length = direction.norm(dim=1, keepdim=True)
-    limit = torch.where(state.fresh[:, None], _FIRST_STEP, _LARGEST_STEP)
+    steps = torch.tensor([_LARGEST_STEP, _FIRST_STEP], dtype=torch.float32, device=length.device)
+    limit = steps[state.fresh.long()][:, None]
     # The first inverse Hessian is not the row's own, so the first step has a length of its own.
     stretch = torch.where(state.fresh[:, None] | (length > limit), limit / length.clamp(min=1e-30), 1.0)
     state.direction = direction * stretch
@@ -400,7 +401,7 @@ def _next_on_line(place: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
     minimum = (left + middle) / 2 - slope / (2 * bend)
     cups = (bend > 0) & bend.isfinite() & minimum.isfinite()
     flat = (a == b) & (b == c)
-    decrease = torch.where(cups, bend * (best - minimum).square(), torch.where(flat, 0.0, math.inf))
+    decrease = torch.where(cups, bend * (best - minimum).square(), best.new_tensor([math.inf, 0.0])[flat.long()])
     outwards = torch.where(lowest == 0, left - middle, right - middle)
     # Between the lowest point and one without a loss: half the way to it.
     hole = torch.where(c.isfinite(), left, right)

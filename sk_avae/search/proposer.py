@@ -124,7 +124,7 @@ def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
     """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
     centres = like.new_zeros(proposer.n_bins, proposer.n_params)
     bins = torch.arange(proposer.n_bins, device=like.device)
-    centres[:, 0] = (bins % N_ANGLES + 0.5) * (2 * math.pi / N_ANGLES) - math.pi
+    centres[:, 0] = ((bins % N_ANGLES).float() + 0.5) * (2 * math.pi / N_ANGLES) - math.pi
     if proposer.n_bins > N_ANGLES:
         centres[:, -1] = (bins >= N_ANGLES).to(like)
     return centres

@@ -88,7 +88,7 @@ def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Ten
     names = parameters_of(family)
     free = [s > 0 for s in scale]
     if not any(free):
-        return torch.zeros(min(1, n_restarts), len(names))
+        return torch.zeros(min(1, n_restarts), len(names), dtype=torch.float32)
     n_pure_turns = _N_PURE_TURNS if free[0] else 1
     rows = []
     for i in range(n_restarts):
@@ -97,7 +97,7 @@ def restart_table(n_restarts: int, family: str, scale: tuple[float, ...]) -> Ten
             varies = is_free and (name == "angle" or i >= n_pure_turns)
             row.append(2 * REACH[name] * _centred(i, base) if varies else 0.0)
         rows.append(row)
-    return torch.tensor(rows).view(-1, len(names))
+    return torch.tensor(rows, dtype=torch.float32).view(-1, len(names))
 
 
 def reach_of(family: str, scale: tuple[float, ...]) -> list[float]:

@@ -157,6 +157,20 @@ def check_rows(
     return rows, resolve_image_shape(image_shape, rows.shape[1])
 
 
+def check_names(estimator: BaseEstimator, X: Any, *, reset: bool = False) -> None:
+    """Compare the column names of a data frame with those that `fit` saw, or with `reset` remember them.
+
+    An aligner that was fitted on arrays, and frozen, knows of no names itself.
+
+    Raises
+    ------
+    ValueError
+        If they differ, in their order too.
+    """
+    if hasattr(X, "columns"):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+
+
 @contextmanager
 def _gaps_explained() -> Iterator[None]:
     """Say what an image needs where scikit-learn would send its owner to gradient boosting."""

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._inputs import as_images, check_rows, is_stack
+from ._inputs import as_images, check_names, check_rows, is_stack
 from ._meta import new_aligner, unfrozen
 from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
@@ -94,6 +94,7 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
             self.feature_names_in_ = estimator.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
+        check_names(self, X, reset=True)
         task.end()
         return self
 
@@ -112,6 +113,7 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
             pose behind the pixels if `append_alpha`.
         """
         check_is_fitted(self)
+        check_names(self, X)
         X = as_images(X)
         canonical = np.asarray(self.estimator_.transform(X))
         if self.append_alpha:
@@ -147,6 +149,7 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         result : AlignmentResult
         """
         check_is_fitted(self)
+        check_names(self, X)
         return self.estimator_.align(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:

@@ -6,22 +6,43 @@ import numpy as np
 import sklearn
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from ._inputs import check_rows
+from ._inputs import as_images, check_names, check_rows
 from ._meta import aligned_copies, new_aligner, unfrozen
 from ._validation import check_count, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
 
 
+def _can(meta: "CanonicalizedClassifier", method: str) -> bool:
+    classifier = getattr(meta, "classifier_", meta.classifier)
+    return classifier is None or hasattr(classifier, method)
+
+
 def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
     """Without probabilities of its own the classifier has none to average."""
-    classifier = getattr(meta, "classifier_", meta.classifier)
-    return classifier is None or hasattr(classifier, "predict_proba")
+    return _can(meta, "predict_proba")
+
+
+def _has_decisions(meta: "CanonicalizedClassifier") -> bool:
+    """Log-odds are made of probabilities; a classifier without has to have decision values of its own."""
+    return _has_probabilities(meta) or _can(meta, "decision_function")
+
+
+def _check_sample_weight(classifier: Any, sample_weight: ArrayLike, n: int) -> NDArray[Any]:
+    """Return weights, one per sample, or raise where the classifier could not use them."""
+    if not has_fit_parameter(classifier, "sample_weight") and not has_fit_parameter(classifier, "kwargs"):
+        raise TypeError(
+            f"{type(classifier).__name__}.fit takes no sample_weight. Leave it out, or take a classifier that does."
+        )
+    weights = check_array(as_images(sample_weight, "sample_weight"), ensure_2d=False, input_name="sample_weight")
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight must have shape ({n},), one weight per image, got {weights.shape}.")
+    return weights  # type: ignore[no-any-return]
 
 
 class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
@@ -88,7 +109,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     @with_callbacks  # type: ignore[untyped-decorator]
-    def fit(self, X: ArrayLike, y: ArrayLike, **params: Any) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> Self:
         """Fit the aligner on images, and the classifier on what it makes of them.
 
         Parameters
@@ -97,8 +118,10 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             Images in their canonical pose.
         y : array-like of shape (n_samples,)
             Classes.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            For the classifier's `fit`; the aligner has no use for weights.
         **params
-            For the classifier's `fit`, as `sample_weight`; with metadata routing enabled those that it requests.
+            Further arguments of the classifier's `fit`; with metadata routing enabled those that it requests.
 
         Returns
         -------
@@ -107,19 +130,21 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If `estimator` cannot align images, or `classifier` is none.
+            If `estimator` cannot align images, `classifier` is none, or its `fit` takes no weights but gets some.
         ValueError
             If X or y is not as documented.
         """
         self._check_parameters()
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        labels: NDArray[Any] = column_or_1d(y, warn=True)
+        labels: NDArray[Any] = column_or_1d(as_images(y, "y"), warn=True)
         if labels.dtype.kind == "f":
             assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         estimator = new_aligner(self.estimator, self.random_state)
         classifier = self._new_classifier()
+        if sample_weight is not None:
+            params["sample_weight"] = _check_sample_weight(classifier, sample_weight, len(labels))
         routed = self._for_classifier(params)
         task = Task.of_fit(self, 2, X, labels)
         with unchanged_on_error(self):
@@ -190,6 +215,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._check_parameters()
+        check_names(self, X)
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
         probabilities = np.zeros((len(weights), len(self.classes_)), dtype=weights.dtype)
@@ -198,6 +224,46 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             if counts.any():
                 probabilities[counts] += weight[counts, None] * self.classifier_.predict_proba(image[counts])
         return probabilities / weights.sum(axis=1, keepdims=True)
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the logarithms of `predict_proba`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))  # type: ignore[no-any-return]
+
+    @available_if(_has_decisions)  # type: ignore[untyped-decorator]
+    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
+        """Return decision values: the higher, the more probable; the highest is what `predict` says.
+
+        Where the classifier has probabilities these are their averages' logarithms, for two classes the log-odds of the
+        second. Else they are the classifier's own, for the best hypothesis.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, H, W, C)
+            Images in any pose.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        check_names(self, X)
+        if not _has_probabilities(self):
+            return self.classifier_.decision_function(self._best(X))  # type: ignore[no-any-return]
+        probabilities = self.predict_proba(X)
+        log = np.log(np.maximum(probabilities, np.finfo(probabilities.dtype).tiny))
+        return log[:, 1] - log[:, 0] if log.shape[1] == 2 else log  # type: ignore[no-any-return]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most probable class of each image.
@@ -212,6 +278,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         y : ndarray of shape (n_samples,)
         """
         check_is_fitted(self)
+        check_names(self, X)
         if not _has_probabilities(self):
             return self.classifier_.predict(self._best(X))  # type: ignore[no-any-return]
         return self.classes_[self.predict_proba(X).argmax(axis=1)]  # type: ignore[no-any-return]

@@ -277,7 +277,9 @@ def test_public_methods():
         *("inverse_transform", "negative_elbo", "partial_fit", "perturb"),
         *("reconstruct", "sample", "score", "score_samples", "transform", "transform_hypotheses"),
     ]
-    assert public_members(sk_avae.CanonicalizedClassifier) == ["fit", "predict", "predict_proba"]
+    assert public_members(sk_avae.CanonicalizedClassifier) == [
+        *("decision_function", "fit", "predict", "predict_log_proba", "predict_proba"),
+    ]
     assert public_members(sk_avae.AffineCanonicalizer) == [
         *("align", "fit", "get_feature_names_out", "inverse_transform", "transform"),
     ]

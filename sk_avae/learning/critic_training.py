@@ -118,7 +118,7 @@ def train_critic(
     generator : torch.Generator
         On the CPU: draws the order of the images.
     stream : RandomStream or None, default=None
-        What dropout draws from; None is a fresh one.
+        What dropout draws from; None is torch's global generator.
     verbose : int
         Prints a line per epoch if positive.
 
@@ -143,7 +143,7 @@ def train_critic(
         critic,
         nn.Identity,  # the loss is computed in the step
         model=model,
-        stream=stream or RandomStream(0, hypotheses.images.device),
+        stream=stream,
         **one_cycle(
             n_images=len(dataset),
             batch_size=max(8, min(_BATCH, _PIXELS // pixels_per_image)),

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -85,8 +86,8 @@ class EpochNet(NeuralNet):
 
     Parameters
     ----------
-    stream : RandomStream
-        What dropout draws from, a step at a time.
+    stream : RandomStream or None, default=None
+        What dropout draws from, a step at a time; None is torch's global generator as it is.
     *args, **kwargs
         Of `skorch.NeuralNet`.
 
@@ -98,13 +99,13 @@ class EpochNet(NeuralNet):
 
     advice: str | None = None
 
-    def __init__(self, *args: Any, stream: RandomStream, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stream: RandomStream | None = None, **kwargs: Any) -> None:
         self.stream = stream
         super().__init__(*args, **kwargs)
 
     def train_step(self, batch: Any, **fit_params: Any) -> Any:
         """Take a step."""
-        with self.stream.lent():
+        with nullcontext() if self.stream is None else self.stream.lent():
             return super().train_step(batch, **fit_params)
 
     @property

@@ -112,7 +112,7 @@ def train_proposer(
     generator : torch.Generator
         On the CPU: draws order and poses.
     stream : RandomStream or None, default=None
-        What dropout draws from; None is a fresh one.
+        What dropout draws from; None is torch's global generator.
     verbose : int
         Prints a line per epoch if positive.
 
@@ -125,7 +125,7 @@ def train_proposer(
         proposer,
         nn.Identity,
         model=model,
-        stream=stream or RandomStream(0, images.device),
+        stream=stream,
         typical=typical,
         draws=generator,
         **one_cycle(

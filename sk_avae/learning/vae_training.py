@@ -160,7 +160,7 @@ def train_vae(
     generator : torch.Generator
         On the CPU: draws the order of the images and the noise.
     stream : RandomStream or None, default=None
-        What a VAE's dropout draws from; None is a fresh one.
+        What a VAE's dropout draws from; None is torch's global generator.
     callbacks : sequence, default=()
         Skorch callbacks; they are copied, the caller's stay as they are.
     verbose : int, default=0
@@ -198,7 +198,7 @@ def train_vae(
         latent_size=settings.latent_size,
         noise=generator,
         data=data,
-        stream=stream or RandomStream(0, data.images.device),
+        stream=stream,
         optimizer=torch.optim.Adam,
         optimizer__weight_decay=settings.weight_decay,
         optimizer__fused=True,

@@ -26,7 +26,7 @@ from .model.contexts import methods_in_plain_torch
 from .model.faults import has_few
 from .model.module_state import Network
 from .model.moments import Moments
-from .model.vae import fused
+from .model.vae import as_contracted, fused
 from .result import AlignmentResult
 from .search.align import align, with_own_elbo
 from .search.certainty import pose_deviation
@@ -149,7 +149,9 @@ class Aligner:
 
     def __post_init__(self) -> None:
         if self.evaluated is None:
-            object.__setattr__(self, "evaluated", fused(self.vae.module))
+            seen_as = self.image_format.frame_shape, self.vae.recipe.get("decoder_output")
+            evaluated = as_contracted(fused(self.vae.module), *seen_as)
+            object.__setattr__(self, "evaluated", evaluated)
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ import sklearn
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metadata_routing import UNUSED, MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
@@ -92,6 +92,9 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
     >>> model.fit(X[:300], y[:300]).predict_proba(X[:2]).shape
     (2, 10)
     """
+
+    # A search hands weights through to the classifier, which has to request them itself.
+    __metadata_request__fit = {"sample_weight": UNUSED}  # noqa: RUF012
 
     def __init__(
         self,

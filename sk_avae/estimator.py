@@ -17,6 +17,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import nn
 
+from ._effects import warn_of_few_images, warn_of_settings, warn_of_unlearned
 from ._inputs import (
     as_images,
     check_images_are_numbers,
@@ -60,6 +61,10 @@ from .result import AlignmentResult
 from .search.settings import PoseSettings, SearchSettings, default_effort
 
 
+def _prefixed(expert: ExpertSettings) -> dict[str, Any]:
+    return {f"expert__{name}": value for name, value in expert.get_params(deep=False).items()}
+
+
 class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
@@ -96,6 +101,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     likelihood : {"auto", "bernoulli", "gaussian"} or nn.Module instance, default="auto"
         Distribution of a pixel. "auto" takes Bernoulli if the scaled pixels are mostly near 0 or 1, else
         Gaussian with a learned scale.
+    decoder_output : {"auto", "logits", "probabilities"}, default="auto"
+        What the decoder of a module of your own puts out, where pixels are Bernoulli. "auto" takes what lies within
+        [0, 1], whatever the latent variables, for probabilities, and warns. For a Gaussian it is means.
     pad : int, default=0
         Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
         image's edge: rotation would cut them off.
@@ -230,6 +238,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         module: str | type[nn.Module] | nn.Module = "mlp",
         hidden_layer_sizes: Sequence[int] = (512, 256),
         likelihood: str | nn.Module = "auto",
+        decoder_output: str = "auto",
         pad: int = 0,
         padding: str = "background",
         rescale: bool = True,
@@ -264,6 +273,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         self.module = module
         self.hidden_layer_sizes = hidden_layer_sizes
         self.likelihood = likelihood
+        self.decoder_output = decoder_output
         self.pad = pad
         self.padding = padding
         self.rescale = rescale
@@ -292,6 +302,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     # ------------------------------------------------------------------ fitting
     @with_callbacks  # type: ignore[untyped-decorator]
+    @in_plain_torch
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train the VAE on images in their canonical pose, or with `align_training` on images in any pose.
 
@@ -318,6 +329,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             settings. A model that was fitted before is then left as it was.
         """
         self._check_parameters()
+        warn_of_settings(self._settings(), type(self)().get_params() | _prefixed(ExpertSettings()))
         n_epochs = self._max_epochs_for(length_of(X))
         task, interrupt = Task.of_fit(self, n_epochs + 1, X, y), None
         with unchanged_on_error(self):
@@ -333,6 +345,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
                 self.aligner_, alpha = learning.learn(self.aligner_, parameters, setup, trained)
                 if alpha is not None:
                     self.alpha_ = alpha
+                warn_of_few_images(self.aligner_, len(setup.rows))
                 task_of_search.end()
             except KeyboardInterrupt as error:
                 if observer.last is None:
@@ -344,6 +357,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         task.end()
         return self
 
+    @in_plain_torch
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train the VAE for one epoch: a pass over X in batches of `batch_size`, at a learning rate that stays `lr`.
 
@@ -421,7 +435,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         warnings.warn(f"{problem} Every pose will be 0.", UserWarning, stacklevel=5)
 
     def _model_parameters(self) -> ModelParameters:
-        return ModelParameters(self.module, self.latent_size, self.hidden_layer_sizes, self.likelihood)
+        names = ("module", "latent_size", "hidden_layer_sizes", "likelihood", "decoder_output")
+        return ModelParameters(**{name: getattr(self, name) for name in names})
 
     def _check_goes_on(self, model: ModelParameters) -> None:
         """Raise if the parameters that are set now describe another model than the one that is to go on."""
@@ -501,7 +516,12 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         check_is_fitted(self)
         self._check_search()
         aligner = replace(self.aligner_, pose=self._pose_settings())
+        warn_of_unlearned(aligner, self.aligner_.pose)
         return replace(aligner, search=self._search_settings(has_proposer=aligner.proposer is not None))
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters by name, those of `expert` with its name before them."""
+        return self.get_params(deep=False) | _prefixed(self._expert())
 
     def _warn_of_moved(self) -> None:
         """Warn of parameters that are set where they were until version 0.2."""
@@ -526,6 +546,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             check_flag(name, getattr(self, name))
         if self.padding not in PADDINGS:
             raise ValueError(f"padding must be one of {list(PADDINGS)}, got {self.padding!r}.")
+        if self.decoder_output not in (outputs := ("auto", "logits", "probabilities")):
+            raise ValueError(f"decoder_output must be one of {list(outputs)}, got {self.decoder_output!r}.")
         check_number("lr", self.lr, boundaries="neither")
         if not isinstance(self.hidden_layer_sizes, Iterable):
             raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
@@ -573,13 +595,13 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Parameters
         ----------
         module : nn.Module
-            Has ``encode(x) -> (mean, log_var)`` and ``decode(z) -> parameters``, with x of shape (n, channels,
-            height, width). It is copied; yours stays as it is, bit by bit.
+            Has ``encode(x) -> (mean, log_var)`` and ``decode(z) -> parameters``, with x and parameters of shape (n,
+            channels, height, width) or (n, channels * height * width). It is copied; yours stays as it is, bit by bit.
         image_shape : tuple of int
             (height, width) or (height, width, channels) of the images.
         likelihood : {"bernoulli", "gaussian"} or nn.Module instance, default="bernoulli"
-            What the decoder's output means: logits or means. A fixed scale goes in as ``Gaussian(scale)``. Around a
-            decoder that ends in a sigmoid put an adapter whose `decode` returns ``torch.logit(p, eps=1e-6)``.
+            What the decoder's output means: logits (or probabilities, see `decoder_output`) or means. A fixed scale
+            goes in as ``Gaussian(scale)``.
         offset, scale : float, default=0.0 and 1.0
             The module saw ``(pixel - offset) / scale`` in its training.
         background : float or sequence of float, default=0.0
@@ -598,6 +620,11 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         ------
         TypeError, ValueError
             If the module lacks a method or returns the wrong shapes.
+
+        Warns
+        -----
+        UserWarning
+            If what the decoder puts out is taken for probabilities.
 
         References
         ----------
@@ -628,8 +655,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         estimator._check_parameters()
         device, recipes = resolve_device(estimator.device), estimator._model_parameters()
         likelihood_recipe = recipes.likelihood_recipe(torch.zeros(1))
+        vae_recipe = recipes.recipe_with_output(recipes.vae_recipe(image_format), likelihood_recipe, vae)
         estimator.aligner_ = Aligner(
-            vae=Network(recipes.vae_recipe(image_format), freeze(vae, device)),
+            vae=Network(vae_recipe, freeze(vae, device)),
             likelihood=Network(likelihood_recipe, freeze(build(likelihood_recipe), device)),
             image_format=image_format,
             moments=None,

@@ -61,7 +61,7 @@ def is_deprecated(value: Any) -> bool:
 
 def upgraded(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of an estimator that version 0.1 may have saved, as those of this version."""
-    state = dict(state)
+    state = {"decoder_output": "auto", **state}
     if "expert" in state or not set(MOVED) & set(state):
         return state
     defaults = ExpertSettings().get_params(deep=False)

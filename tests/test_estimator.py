@@ -8,6 +8,7 @@ import pickle
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import ClassVar
 
@@ -182,8 +183,9 @@ def test_fit_sets_what_the_documentation_names(fitted):
         (np.uint8, np.float32),
     ],
 )
-def test_precision_of_the_results_follows_the_input(avae, turned, given, returned):
-    X = turned.X[:6].astype(given)
+def test_precision_of_the_results_is_that_of_fit(small_avae, digits, turned, given, returned):
+    avae = small_avae(max_epochs=1, learned_starts=False).fit(digits.X[:60].astype(given))
+    X = turned.X[:6].astype(np.float64 if given == np.float32 else np.float32)
     for method in POSE_METHODS:
         assert getattr(avae, method)(X).dtype == returned, method
     assert avae.negative_elbo(X, align=False).dtype == returned
@@ -356,7 +358,9 @@ def test_signals_shift_and_do_not_turn(small_avae, family):
 @pytest.mark.parametrize("family", ["rotation", "linear"])
 def test_a_signal_whose_family_has_no_shift_converges(small_avae, family):
     X = signals(200)
-    model = small_avae(family=family, max_epochs=3).fit(X)
+    model = small_avae(family=family, max_epochs=3)
+    with pytest.warns(UserWarning, match="no pose") if family == "rotation" else nullcontext():
+        model.fit(X)
     result = model.align(X)
     assert result.converged.all()
     angle = FAMILIES[family].index("angle")
@@ -681,7 +685,7 @@ def test_poses_to_perturb_by_follow_a_random_state(fitted, digits):
     X = digits.X_test[:5].astype(float)
     own, again, other = (fitted.perturb(X, random_state)[1] for random_state in (None, 0, 1))
     assert fitted.random_state == 0
-    assert own.dtype == np.float64
+    assert own.dtype == np.float32  # as in `fit`
     assert_array_equal(own, again)
     assert not np.allclose(own, other)
     random = np.random.RandomState(0)

@@ -378,7 +378,8 @@ def test_without_early_stopping_every_epoch_is_run(tiny, digits, monkeypatch):
     model = tiny.set_params(
         max_epochs=8, expert__n_iter_no_change=1, expert__validation_fraction=0.2, expert__callbacks=[Weights()]
     )
-    model.fit(digits.X[:60])
+    with pytest.warns(UserWarning, match=r"Without effect: expert__n_iter_no_change=1 \(early_stopping is False\)"):
+        model.fit(digits.X[:60])
     assert model.n_iter_ == 8
     assert same(weights(model), Weights.seen[7])
     assert_array_equal([epoch["valid_loss"] for epoch in model.history_], range(1, 9))

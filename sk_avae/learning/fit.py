@@ -15,8 +15,7 @@ from .._version import __version__
 from ..aligner import Aligner, SearchModels
 from ..images import ImageFormat, every_few
 from ..model.avae import canonical_images, is_constant
-from ..model.contexts import in_plain_torch
-from ..model.module_state import Network, build, pack, rebuild, to_arrays
+from ..model.module_state import Network, build, global_generator, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
 from ..search.settings import PoseSettings, SearchSettings
@@ -98,18 +97,20 @@ class TrainingSetup:
     history: tuple[dict[str, float], ...] = ()
 
 
-@in_plain_torch
 def new_setup(
     rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool
 ) -> TrainingSetup:
     """Return what to train for a new model; see `training_images`."""
-    images = _scaled_images(image_format, rows, device)
+    images, vae_recipe = _scaled_images(image_format, rows, device), model.vae_recipe(image_format)
+    with global_generator(0, torch.device("cpu")):
+        vae = build(vae_recipe).eval()
+    model.check_latent_size(vae, image_format)
     likelihood_recipe = model.likelihood_recipe(images[every_few(len(images))])
+    vae_recipe = model.recipe_with_output(vae_recipe, likelihood_recipe, vae)
     images = _within_support(images, build(likelihood_recipe), rows, rescale=rescale)
-    return TrainingSetup(rows, images, image_format, model.vae_recipe(image_format), likelihood_recipe)
+    return TrainingSetup(rows, images, image_format, vae_recipe, likelihood_recipe)
 
 
-@in_plain_torch
 def continued_setup(
     rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool
 ) -> TrainingSetup:
@@ -195,7 +196,6 @@ def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, .
     warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
 
 
-@in_plain_torch
 def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserver | None = None) -> Trained:
     """Train a VAE, or find what was trained before from equal images by equal settings.
 
@@ -255,7 +255,6 @@ def whole_history(setup: TrainingSetup, trained: Trained) -> History:
     return [*setup.history, *({**epoch, "epoch": epoch["epoch"] + n} for epoch in trained.history)]
 
 
-@in_plain_torch
 def learn(
     aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, trained: Trained
 ) -> tuple[Aligner, NDArray[Any] | None]:
@@ -283,7 +282,6 @@ def learn(
     return aligner, _without_gate(aligner).align(setup.rows, verbose=parameters.verbose).alpha
 
 
-@in_plain_torch
 def learn_from_upright(aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool) -> Aligner:
     """Learn moments and search models from upright images, around a VAE that was trained elsewhere."""
     image_format, device = aligner.image_format, aligner.device

@@ -1,6 +1,7 @@
 """Recipes: how the parameters say that a VAE and its likelihood are built, and whether a fitted one was built so."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..images import ImageFormat
-from ..model.likelihoods import LIKELIHOODS, check_likelihood, likelihood_for
-from ..model.vae import MODULES, check_methods
+from ..model.likelihoods import LIKELIHOODS, Bernoulli, check_likelihood, likelihood_for
+from ..model.vae import MODULES, check_methods, check_shapes, seems_to_give_probabilities
 
 Recipe = dict[str, Any]
 
@@ -25,12 +26,14 @@ class ModelParameters:
     latent_size : int
     hidden_layer_sizes : sequence of int
     likelihood : str or nn.Module instance
+    decoder_output : {"auto", "logits", "probabilities"}, default="auto"
     """
 
     module: Any
     latent_size: int
     hidden_layer_sizes: Sequence[int]
     likelihood: Any
+    decoder_output: str = "auto"
 
     def vae_recipe(self, image_format: ImageFormat) -> Recipe:
         """Return how to build the VAE, see `module_state.build`.
@@ -73,6 +76,54 @@ class ModelParameters:
             )
         return {"module": LIKELIHOODS[likelihood], "arguments": {}}
 
+    def check_latent_size(self, vae: nn.Module, image_format: ImageFormat) -> None:
+        """Raise ValueError unless a VAE takes such images, and has as many latent variables as it is to have."""
+        latent_size = check_shapes(vae, image_format.frame_shape)
+        if latent_size != self.latent_size:
+            raise ValueError(
+                f"latent_size={self.latent_size}, but {type(vae).__name__} has {latent_size} latent variables."
+            )
+
+    def recipe_with_output(self, recipe: Recipe, likelihood: Recipe, vae: nn.Module) -> Recipe:
+        """Return the recipe of a VAE, saying what its decoder puts out if these are probabilities.
+
+        Parameters
+        ----------
+        recipe, likelihood : dict
+            Of the VAE and of its likelihood.
+        vae : nn.Module
+            What the recipe builds, in evaluation mode.
+
+        Warns
+        -----
+        UserWarning
+            If "auto" takes what a decoder puts out for probabilities.
+
+        Raises
+        ------
+        ValueError
+            If the decoder cannot put out what it is said to.
+        """
+        wanted, name = self.decoder_output, type(vae).__name__
+        if type(vae) in MODULES.values():
+            if wanted == "probabilities":
+                raise ValueError(f"{name} puts out logits. Leave decoder_output='auto'.")
+            return recipe
+        reads_logits = likelihood["module"] is Bernoulli or isinstance(likelihood["module"], Bernoulli)
+        if wanted == "logits" or not reads_logits:
+            return recipe
+        within = seems_to_give_probabilities(vae, int(self.latent_size))
+        if wanted == "probabilities" and not within:
+            raise ValueError(f"{name}.decode puts out numbers outside [0, 1]. Say decoder_output='logits'.")
+        if within and wanted == "auto":
+            warnings.warn(
+                f"{name}.decode puts out numbers within [0, 1] only, as a sigmoid does: they are taken for "
+                f"probabilities rather than logits. Say decoder_output='probabilities' if so, else 'logits'.",
+                UserWarning,
+                stacklevel=6,
+            )
+        return {**recipe, "decoder_output": "probabilities"} if within else recipe
+
 
 def check_same_model(then: tuple[Recipe, Recipe, ImageFormat], now: ModelParameters, image_format: ImageFormat) -> None:
     """Raise ValueError if the parameters that are set now describe another model than the one that is to go on.
@@ -102,6 +153,9 @@ def check_same_model(then: tuple[Recipe, Recipe, ImageFormat], now: ModelParamet
         if _weight_signature(old) != _weight_signature(new):
             settings["likelihood"] = _name(old), _name(new)
     changed = [f"{name}={new} (was {old})" for name, (old, new) in settings.items() if old != new]
+    puts_out = vae_then.get("decoder_output", "logits")
+    if likelihood_then["module"] is Bernoulli and now.decoder_output not in ("auto", puts_out):
+        changed.append(f"decoder_output={now.decoder_output} (was {puts_out})")
     if changed:
         raise ValueError(
             f"The model cannot go on with its weights, which belong to other settings than {', '.join(changed)}. "

@@ -14,7 +14,7 @@ from ..images import ImageFormat
 from ..model.avae import AVAE, is_constant
 from ..model.module_state import RandomStream, build, to_arrays, unpack
 from ..model.moments import mean_moments
-from ..model.vae import check_shapes
+from ..model.vae import as_contracted, inner_of
 from .epochs import EpochEvents, History, n_steps
 from .recipes import Recipe
 from .training_poses import TrainingPoses
@@ -189,7 +189,7 @@ def run(
     def trained(history: History) -> Trained:
         moments = mean_moments(data.poses.canonical_images(), model.background) if data.poses else still
         return Trained(
-            to_arrays(model.vae),
+            to_arrays(inner_of(model.vae)),
             to_arrays(model.likelihood),
             history,
             tuple(moment.cpu().numpy() for moment in moments),
@@ -217,12 +217,10 @@ def run(
 def _built(config: TrainingConfig, device: torch.device) -> AVAE:
     """Build the VAE and its likelihood."""
     image_format = config.image_format
-    vae = build({**config.vae_recipe, "module": unpack(config.vae_recipe["module"])}).to(device)
-    latent_size, wanted = check_shapes(vae.eval(), image_format.frame_shape), config.settings.latent_size
-    if latent_size != wanted:
-        raise ValueError(f"latent_size={wanted}, but {type(vae).__name__} has {latent_size} latent variables.")
+    vae = build({**config.vae_recipe, "module": unpack(config.vae_recipe["module"])}).to(device).eval()
     likelihood = build({**config.likelihood_recipe, "module": unpack(config.likelihood_recipe["module"])}).to(device)
     family, scale, _ = config.pose_search or PoseSearch("rotation", (), 0)
+    vae = as_contracted(vae, image_format.frame_shape, config.vae_recipe.get("decoder_output"))
     return AVAE(vae, likelihood, family, image_format.model_background(device), scale, image_format.padding)
 
 
@@ -234,7 +232,7 @@ def _resumed(config: TrainingConfig, model: AVAE, generator: torch.Generator) ->
         seed = int(np.random.SeedSequence([config.seed, checkpoint.n_epochs]).generate_state(1)[0])
         generator.manual_seed(seed)
         torch.manual_seed(seed)  # type: ignore[no-untyped-call]
-        _load(model.vae, checkpoint.vae)
+        _load(inner_of(model.vae), checkpoint.vae)
         _load(model.likelihood, checkpoint.likelihood)
     if not config.in_part:
         return None

@@ -5,6 +5,9 @@ The contract. A module of this package's kind has two methods and nothing else t
     encode(x) -> (mean, log_var)    x of shape (n, n_channels, height, width); both of shape (n, latent_size)
     decode(z) -> parameters         of the shape of x; logits for Bernoulli, means for Gaussian pixels
 
+A module of somebody's own may take and give rows, of shape (n, n_channels * height * width), and probabilities for
+logits: both are recognised, see `as_contracted` and `seems_to_give_probabilities`.
+
 ``log_var`` is the logarithm of the *variance*, for the sampler and for the KL divergence alike. A module
 *class* is called as ``module(image_shape=(n_channels, height, width), latent_size=latent_size)``. It may say in an
 attribute ``widest`` how many values its widest layer has for an image: wide networks are faster on fewer at once.
@@ -28,6 +31,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 # Matrix products whose sides are no multiple of this round a row by its place in the block on some processors.
 _EVEN_WIDTH = 16
 _LONGEST_SUM = 512
+
+# A decoder's probability is taken to be this far from certain: a float32 that is exactly 1 would be infinitely wrong.
+_LEAST_PROBABILITY = 1e-6
 
 
 class EvenLinear(nn.Linear):
@@ -243,13 +249,116 @@ def _answer(vae: nn.Module, method: str, x: Tensor) -> Any:
         raise ValueError(f"{type(vae).__name__}.{method} takes no input of shape {tuple(x.shape)}: {error}") from error
 
 
+class ForeignVAE(nn.Module):
+    """A VAE of somebody's own, seen as the contract has it: of images, with a decoder that puts out logits or means.
+
+    Parameters
+    ----------
+    inner : nn.Module
+        Its `decode` returns images or rows.
+    image_shape : tuple of int
+        (n_channels, height, width).
+    takes_rows : bool
+        Whether `encode` takes rows of shape (n, n_channels * height * width).
+    gives_probabilities : bool
+        Whether `decode` returns probabilities in the place of logits.
+    """
+
+    def __init__(
+        self, inner: nn.Module, image_shape: tuple[int, int, int], *, takes_rows: bool, gives_probabilities: bool
+    ) -> None:
+        super().__init__()
+        self.inner = inner
+        self.image_shape = image_shape
+        self.takes_rows = takes_rows
+        self.gives_probabilities = gives_probabilities
+        self.train(inner.training)
+
+    def encode(self, x: Tensor) -> Any:
+        """Return mean and log variance of the posterior, each of shape (n, latent_size)."""
+        return self.inner.encode(x.flatten(1) if self.takes_rows else x)  # type: ignore[operator]
+
+    def decode(self, z: Tensor) -> Any:
+        """Return the likelihood's parameters, of shape (n, n_channels, height, width)."""
+        parameters = self.inner.decode(z).view(-1, *self.image_shape)  # type: ignore[operator]
+        if self.gives_probabilities:
+            certain = parameters.clamp(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+            parameters = certain.log() - (-certain).log1p()
+        return parameters
+
+
+def inner_of(vae: nn.Module) -> nn.Module:
+    """Return the module that a `ForeignVAE` is around, or a VAE itself."""
+    return vae.inner if isinstance(vae, ForeignVAE) else vae
+
+
+def as_contracted(vae: nn.Module, image_shape: tuple[int, int, int], decoder_output: str | None = None) -> nn.Module:
+    """Return a VAE that fulfils the contract: itself, or one around it where it has rows or probabilities.
+
+    Parameters
+    ----------
+    vae : nn.Module
+        In evaluation mode.
+    image_shape : tuple of int
+        (n_channels, height, width).
+    decoder_output : {"probabilities"} or None, default=None
+        What it puts out, if no logits or means.
+    """
+    if type(vae) in MODULES.values() or isinstance(vae, ForeignVAE):
+        return vae
+    has_rows = _has_rows(vae, image_shape)
+    gives_probabilities = decoder_output == "probabilities"
+    if not any(has_rows) and not gives_probabilities:
+        return vae
+    return ForeignVAE(vae, image_shape, takes_rows=has_rows[0], gives_probabilities=gives_probabilities)
+
+
+def _has_rows(vae: nn.Module, image_shape: tuple[int, int, int]) -> tuple[bool, bool]:
+    """Tell whether a VAE takes rows of pixels, and gives them; one that takes neither rows nor images does not."""
+    x = _blank(vae, image_shape)
+    with torch.no_grad():
+        for takes_rows in (False, True):
+            try:
+                mean, _ = vae.encode(x.flatten(1) if takes_rows else x)  # type: ignore[operator]
+                decoded = vae.decode(mean)  # type: ignore[operator]
+            except Exception:  # whatever it is that a module of somebody's own raises
+                continue
+            gives_rows = isinstance(decoded, Tensor) and decoded.shape == x.flatten(1).shape
+            return takes_rows, gives_rows
+    return False, False
+
+
+def _blank(vae: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    parameter = next(vae.parameters(), torch.zeros((), dtype=torch.float32))
+    return torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def seems_to_give_probabilities(vae: nn.Module, latent_size: int) -> bool:
+    """Tell whether all that a decoder puts out lies within [0, 1], for latent variables of all sizes.
+
+    Log-odds would hardly do so: none of their pixels would be more likely dark than bright, or certain.
+
+    Parameters
+    ----------
+    vae : nn.Module
+        In evaluation mode.
+    latent_size : int
+    """
+    parameter = next(vae.parameters(), torch.zeros((), dtype=torch.float32))
+    z = torch.randn(64, latent_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    z = (z * torch.linspace(0, 3, 64, dtype=torch.float32)[:, None]).to(parameter)
+    with torch.no_grad():
+        decoded = vae.decode(z)  # type: ignore[operator]
+    return bool(((decoded >= 0) & (decoded <= 1)).all()) and bool((decoded > 0).any())
+
+
 def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Run two blank images through a module and return its latent size.
 
     Parameters
     ----------
     vae : nn.Module
-        A module that passed `check_methods`, in evaluation mode.
+        A module that passed `check_methods`, in evaluation mode; one of rows is seen as by `as_contracted`.
     image_shape : tuple of int
         (n_channels, height, width).
 
@@ -263,8 +372,8 @@ def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
         If the module takes no images of this shape, or what it returns does not have the shapes of the contract.
     """
     name = type(vae).__name__
-    parameter = next(vae.parameters(), torch.zeros((), dtype=torch.float32))
-    x = torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device)
+    vae = as_contracted(vae, image_shape)
+    x = _blank(vae, image_shape)
     with torch.no_grad():
         encoded = _answer(vae, "encode", x)
         if not (isinstance(encoded, tuple) and len(encoded) == 2):

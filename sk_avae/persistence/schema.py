@@ -82,6 +82,11 @@ def _has(*names: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and set(value) == set(names)
 
 
+def _without(value: Any, name: str) -> Any:
+    """Return a dict without a key that it may have."""
+    return {key: part for key, part in value.items() if key != name} if isinstance(value, dict) else value
+
+
 def _is_one_of(*kinds: str) -> Callable[[Any], bool]:
     """Return what tells whether a value is an estimator of one of these kinds."""
     return lambda value: isinstance(value, Tagged) and value.tag in kinds
@@ -115,7 +120,7 @@ _NEW_PARTS = {"precision", "limits"}
 # What each attribute must be, by kind of estimator: those that must be there, and those that may.
 _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
     "AVAEEstimator": {
-        "_recipe": _has("module", "arguments"),
+        "_recipe": lambda value: _has("module", "arguments")(_without(value, "decoder_output")),
         "_likelihood_recipe": _has("module", "arguments"),
         "module_": _are_arrays,
         "likelihood_": _are_arrays,
@@ -233,6 +238,7 @@ def _check_recipes(state: dict[str, Any], frame_shape: tuple[int, int, int]) -> 
     for recipe, registered in RECIPES.items():
         expect(_is_module(state[recipe]["module"], registered), recipe)
     arguments = state["_recipe"]["arguments"]
+    expect(state["_recipe"].get("decoder_output", "probabilities") == "probabilities", "decoder_output")
     hidden: tuple[Any, ...] = ()
     names = ["image_shape", "latent_size"]
     if isinstance(state["_recipe"]["module"], str) and state["_recipe"]["module"] == "mlp":

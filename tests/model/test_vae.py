@@ -173,10 +173,10 @@ BAD = {
     "encode returns three": ({"encode": lambda self, x: (x, x, x)}, r"must return the pair.*got tuple"),
     "a row is lost": ({"encode": lambda self, x: (x[:1, 0, 0], x[:1, 0, 0])}, r"n=2 it returned \(1, 4\) and \(1, 4\)"),
     "heads differ": ({"encode": lambda self, x: (x[:, 0, 0], x[:, 0, 0, :3])}, r"returned \(2, 4\) and \(2, 3\)"),
-    "mean is no matrix": ({"encode": lambda self, x: (x, x)}, r"of shape \(n, latent_size\)"),
-    "decode flattens": (
-        {"decode": lambda self, z: Complete.decode(self, z).flatten(1)},
-        r"Mine\.decode must return the shape of its images, \(2, 1, 3, 4\), got \(2, 12\)",
+    "mean is no matrix": ({"encode": lambda self, x: (x.view(2, 3, -1),) * 2}, r"of shape \(n, latent_size\)"),
+    "decode loses a pixel": (
+        {"decode": lambda self, z: Complete.decode(self, z).flatten(1)[:, 1:]},
+        r"Mine\.decode must return the shape of its images, \(2, 1, 3, 4\), got \(2, 11\)",
     ),
     "decode returns a pair": ({"decode": lambda self, z: (z, z)}, r"got tuple"),
 }

@@ -37,9 +37,6 @@ def _pointless(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> li
         found.append(("memory", "random_state is no int, so that no training can be repeated"))
     if is_set("memory") and parameters.get("expert__callbacks"):
         found.append(("memory", "callbacks are to be called"))
-    n_restarts, n_refine = parameters["n_restarts"], parameters["n_refine"]
-    if isinstance(n_restarts, Integral) and isinstance(n_refine, Integral) and n_refine > n_restarts:
-        found.append(("n_refine", f"only n_restarts={n_restarts} poses are there to be refined"))
     return found
 
 

@@ -54,6 +54,11 @@ def check_number(
     return float(check_scalar(value, name, kinds, min_val=minimum, max_val=maximum, include_boundaries=boundaries))
 
 
+def check_verbose(value: Any) -> int:
+    """Return how much is to be told, or raise TypeError or ValueError."""
+    return int(value) if isinstance(value, bool | np.bool_) else check_count("verbose", value, minimum=0)
+
+
 def check_flag(name: str, value: Any) -> bool:
     """Return a parameter that is True or False, or raise TypeError naming it."""
     if not isinstance(value, bool | np.bool_):

@@ -7,7 +7,6 @@ tensors is the business of `ImageFormat`, how poses are found that of `search`.
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .images import ImageFormat, to_tensor
 from .model.affine import parameters_of, to_matrix
@@ -27,6 +25,7 @@ from .model.faults import has_few
 from .model.module_state import Network
 from .model.moments import Moments
 from .model.vae import as_contracted, fused
+from .progress import counting
 from .result import AlignmentResult
 from .search.align import align, with_own_elbo
 from .search.certainty import pose_deviation
@@ -230,7 +229,7 @@ class Aligner:
         certainty : bool, default=False
             Whether `alpha_std` is wanted, too.
         verbose : int, default=0
-            Shows a progress bar if positive.
+            Shows progress if positive.
 
         Yields
         ------
@@ -238,8 +237,7 @@ class Aligner:
         """
         model, initializer, seen = self.model, self.initializer, _Seen()
         settings = replace(self.search, min_gain=self.gate(), temperature=self.models.temperature)
-        # Not `disable`: even a bar that is not shown starts a thread.
-        with tqdm(total=len(rows), desc="Aligning", unit="image") if verbose > 0 else nullcontext() as progress:
+        with counting(len(rows), verbose) as more:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
                 images, faulty = self.image_format.searched(padded, self.likelihood.module.support, self.device)
@@ -256,8 +254,7 @@ class Aligner:
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
                 seen.n_missed += int((~found.converged).sum())
                 yield Searched(part, padded, images, self._in_input_units(arrays))
-                if progress is not None:
-                    progress.update(len(images))
+                more(len(images))
         seen.warn(len(rows), settings)
 
     def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:

@@ -221,7 +221,8 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         check_names(self, X)
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
-        probabilities = np.zeros((len(weights), len(self.classes_)), dtype=weights.dtype)
+        weights = weights.astype(np.float64)
+        probabilities = np.zeros((len(weights), len(self.classes_)))
         for image, weight in zip(images.swapaxes(0, 1), weights.T, strict=False):
             counts = weight > 0
             if counts.any():

@@ -189,6 +189,19 @@ def _bounds(name: str, ranges: Mapping[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def check_ranges(family: str, ranges: Mapping[str, Any] | None) -> list[tuple[float, float]]:
+    """Return the bounds of each parameter of a family, or raise naming what is wrong with `ranges`."""
+    check_family(family)
+    parameters = parameters_of(family)
+    ranges = {} if ranges is None else ranges
+    if not isinstance(ranges, Mapping):
+        raise TypeError(f"ranges must be a dict or None, got {ranges!r}.")
+    unknown = sorted(set(ranges) - set(parameters))
+    if unknown:
+        raise ValueError(f"ranges names {unknown}, but the family {family!r} has {list(parameters)}.")
+    return [_bounds(name, ranges) for name in parameters]
+
+
 @in_plain_torch
 def make_perturbed(
     X: ArrayLike,
@@ -240,14 +253,7 @@ def make_perturbed(
     >>> X_rotated.shape, alpha.shape
     ((1000, 784), (1000, 1))
     """
-    check_family(family)
-    parameters = parameters_of(family)
-    ranges = {} if ranges is None else ranges
-    if not isinstance(ranges, Mapping):
-        raise TypeError(f"ranges must be a dict or None, got {ranges!r}.")
-    unknown = sorted(set(ranges) - set(parameters))
-    if unknown:
-        raise ValueError(f"ranges names {unknown}, but the family {family!r} has {list(parameters)}.")
+    bounds = check_ranges(family, ranges)
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}.")
     if isinstance(background, str) and background == "auto":
@@ -262,7 +268,6 @@ def make_perturbed(
     height, width, channels = _stack_shape(images, image_shape)
     # None must not draw from numpy's global state.
     random = check_random_state(secrets.randbelow(2**31) if random_state is None else random_state)
-    bounds = [_bounds(name, ranges) for name in parameters]
     alpha = np.stack([random.uniform(low, high, len(images)) for low, high in bounds], axis=1)
     stack = images.reshape(len(images), height, width, channels)
     perturbed = np.empty_like(stack)

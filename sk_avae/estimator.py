@@ -36,6 +36,7 @@ from ._validation import (
     check_flag,
     check_number,
     check_out,
+    check_verbose,
     feature_names,
     resolve_device,
     seed_from,
@@ -57,6 +58,7 @@ from .model.contexts import in_plain_torch
 from .model.module_state import Network, available_device, build, freeze, pack, unpack
 from .model.prior import is_free, prior_scale
 from .model.vae import check_methods, check_shapes
+from .progress import Progress
 from .result import AlignmentResult
 from .search.settings import PoseSettings, SearchSettings, default_effort
 
@@ -125,7 +127,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Search. Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
         or where only the angle is free, else 64. The first 8 of 16 are the 8 that ``n_restarts=8`` tries.
     n_refine : int or "auto", default="auto"
-        Distinct starting poses refined per image. "auto" is 2 with a proposer or where only the angle is free, else 4.
+        Distinct starting poses refined per image, at most `n_restarts`. "auto" is 2 with a proposer or where only the
+        angle is free, else 4.
     tol : float, default=5e-2
         A refinement stops when the predicted improvement of the next step is below this, in nats.
     min_gain : float or "auto", default=0.0
@@ -163,7 +166,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         models are trained anew. Not used with callbacks of either kind, without an int `random_state`, or
         in `partial_fit`. Clear it after changing the code of a module class of your own.
     verbose : int, default=0
-        If positive, `fit` prints a line per epoch and alignment shows a progress bar with images per second.
+        If positive, `fit` shows its stages, their loss and the time left, and alignment the images per second: as a bar
+        on a terminal, else as lines, on the standard output.
     max_iter, weight_decay, validation_fraction, n_iter_no_change, callbacks : object, default="deprecated"
         .. deprecated:: 0.2
             Set them in `expert`, see `ExpertSettings`. They will be removed in 0.4.
@@ -354,6 +358,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+        parameters.progress.end()
         task.end()
         return self
 
@@ -402,7 +407,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         with unchanged_on_error(self):
             setup = self._setup(X, goes_on=hasattr(self, "aligner_"))
             moments = self.moments_ if setup.checkpoint is not None else None
-            self._set_fitted(setup, learning.train(self._fit_parameters(len(setup.rows)), setup))
+            parameters = self._fit_parameters(len(setup.rows), in_part=True)
+            self._set_fitted(setup, learning.train(parameters, setup))
+            parameters.progress.end()
             if moments is not None:
                 self.aligner_ = replace(self.aligner_, moments=moments)
         return self
@@ -446,9 +453,10 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         now = replace(aligner.image_format, image_shape=shape, pad=int(self.pad), padding=self.padding)
         check_same_model((aligner.vae.recipe, aligner.likelihood.recipe, aligner.image_format), model, now)
 
-    def _fit_parameters(self, n_images: int) -> learning.FitParameters:
+    def _fit_parameters(self, n_images: int, *, in_part: bool = False) -> learning.FitParameters:
         """Return what `fit` reads, with what is "auto" decided."""
-        expert = self._expert()
+        expert, pose = self._expert(), self._pose_settings()
+        stages = learning.stages_of(pose, align_training=bool(self.align_training), in_part=in_part)
         settings = VAESettings(
             latent_size=int(self.latent_size),
             max_epochs=self._max_epochs_for(n_images),
@@ -461,14 +469,14 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         memory = check_memory(self.memory)
         return learning.FitParameters(
             settings=settings,
-            pose=self._pose_settings(),
+            pose=pose,
             search=self._search_settings(has_proposer=self.learned_starts),
             validation_fraction=expert.validation_fraction or (0.1 if self.early_stopping else None),
             align_training=bool(self.align_training),
             callbacks=tuple(expert.callbacks or ()),
             memory=memory if not told and isinstance(self.random_state, Integral) else check_memory(None),
             seed=seed_from(self.random_state),
-            verbose=self.verbose,
+            progress=Progress(stages, int(self.verbose)),
         )
 
     def _max_epochs_for(self, n_images: int) -> int:
@@ -563,6 +571,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _check_search(self) -> None:
         """Check what alignment reads, which may have been set after `fit`."""
+        check_verbose(self.verbose)
         for name in ("allow_reflection", "learned_starts", "critic", "align_training", "warm_start"):
             check_flag(name, getattr(self, name))
         check_family(self.family)
@@ -672,6 +681,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             read = estimator._fit_parameters(len(rows))
             rescale = bool(estimator.rescale)
             estimator.aligner_ = learning.learn_from_upright(estimator.aligner_, read, rows, rescale=rescale)
+            read.progress.end()
         estimator.aligner_.gate()
         return estimator
 

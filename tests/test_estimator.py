@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -858,13 +859,25 @@ def test_ctrl_c_is_raised(small_avae, digits):
         small_avae(callbacks=[Interrupt()]).fit(digits.X[:100])
 
 
-def test_verbose_prints_a_line_per_epoch(small_avae, digits, capsys):
+def test_verbose_shows_one_labelled_progress(small_avae, digits, capsys):
     small_avae(max_epochs=3).fit(digits.X[:100])
     assert capsys.readouterr().out == ""
-    small_avae(max_epochs=3, learned_starts=False, verbose=1).fit(digits.X[:100])
+    small_avae(max_epochs=3, critic=True, verbose=1).fit(digits.X[:100])
     lines = capsys.readouterr().out.strip().splitlines()
-    assert "train_loss" in lines[0]
-    assert [line.split()[0] for line in lines[-3:]] == ["1", "2", "3"]
+    assert re.fullmatch(
+        r"\[1/4\] training the VAE: epoch 3/3, loss [\d.]+, 0:\d\d elapsed(, about 0:\d\d left)?", lines[1]
+    )
+    stages = ["training the VAE", "learning where to start", "learning to choose", "calibrating"]
+    first_of = [next(line for line in lines if stage in line) for stage in stages]
+    assert [line[:5] for line in first_of] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert lines[-1].startswith("Done in 0:")
+    assert not {"\r", "\x1b"} & set("".join(lines))
+
+
+@pytest.mark.parametrize("verbose", [None, "1", 1.5])
+def test_verbose_is_a_number(avae, digits, verbose):
+    with pytest.raises(TypeError, match="verbose"):
+        avae.set_params(verbose=verbose).fit(digits.X[:100])
 
 
 def test_weights_do_not_depend_on_verbosity(small_avae, digits, capsys):
@@ -914,12 +927,9 @@ def test_what_cannot_be_written_to_is_named(avae, digits, out, message):
 
 def test_verbose_shows_the_progress_of_alignment(avae, digits, capsys):
     avae.transform(digits.X_test[:20])
-    assert capsys.readouterr().err == ""
-    avae.set_params(verbose=1).transform(digits.X_test[:20])
-    bar = capsys.readouterr().err
-    assert "Aligning" in bar
-    assert "20/20" in bar
-    assert "image/s" in bar
+    assert capsys.readouterr().out == ""
+    avae.set_params(verbose=True).transform(digits.X_test[:20])
+    assert re.fullmatch(r"Aligned 20 images in 0:\d\d, [\d,]+ images/s\n", capsys.readouterr().out)
 
 
 # ---------------------------------------------------------------- convergence

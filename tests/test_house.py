@@ -21,6 +21,7 @@ HOUSE = Path(sk_avae.__file__).parent
 TABLE = {
     "_version": set(),
     "callbacks": set(),
+    "progress": set(),
     "expert": set(),
     "model": set(),
     "search": {"model"},
@@ -29,13 +30,24 @@ TABLE = {
     "_validation": set(),
     "_inputs": {"model", "images"},
     "datasets": {"model", "images", "_inputs"},
-    "aligner": {"model", "search", "images", "result"},
+    "aligner": {"model", "search", "images", "result", "progress"},
     "aligner_state": {"model", "search", "images", "aligner"},
     "_learned": {"images", "aligner"},
     "_effects": {"aligner"},
-    "learning": {"_version", "callbacks", "model", "search", "images", "aligner"},
+    "learning": {"_version", "callbacks", "progress", "model", "search", "images", "aligner"},
     "estimator": {
-        *("_version", "_validation", "_inputs", "_learned", "_effects", "callbacks", "expert", "model", "search"),
+        *(
+            "_version",
+            "_validation",
+            "_inputs",
+            "_learned",
+            "_effects",
+            "callbacks",
+            "progress",
+            "expert",
+            "model",
+            "search",
+        ),
         *("images", "result", "aligner", "aligner_state", "learning"),
     },
     "_meta": {"_validation", "estimator"},
@@ -163,7 +175,7 @@ def test_model_and_search_are_pure_torch(file):
         ("skorch", {"learning"}),
         ("safetensors", {"persistence"}),
         ("sklearn.callback", {"callbacks"}),
-        ("tqdm", {"aligner"}),
+        ("tqdm", {"progress"}),
         ("joblib", set()),
     ],
 )
@@ -247,7 +259,7 @@ def test_public_names():
         *("load", "save"),
     ]
     assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
-    assert sk_avae.scoring.__all__ == ["cheapest_within_one_se", "elbo", "neg_reconstruction_error"]
+    assert sk_avae.scoring.__all__ == ["cheapest_within_one_se", "elbo", "neg_reconstruction_error", "perturbed"]
     assert sk_avae.plotting.__all__ == sk_avae.inspection.__all__
     assert set(sk_avae.plotting.__all__) == {name for name in sk_avae.__all__ if name.endswith("Display")}
     for module in (sk_avae, sk_avae.datasets, sk_avae.scoring):

@@ -25,6 +25,7 @@ from ..model.avae import AVAE
 from ..model.batches import images_per_batch, in_batches
 from ..model.critic import Critic
 from ..model.module_state import RandomStream
+from ..progress import Progress
 from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
@@ -102,7 +103,7 @@ def train_critic(
     *,
     generator: torch.Generator,
     stream: RandomStream | None = None,
-    verbose: int,
+    progress: Progress,
 ) -> bool:
     """Train a critic in place to choose the right ones among hypotheses.
 
@@ -119,8 +120,8 @@ def train_critic(
         On the CPU: draws the order of the images.
     stream : RandomStream or None, default=None
         What dropout draws from; None is torch's global generator.
-    verbose : int
-        Prints a line per epoch if positive.
+    progress : Progress
+        Told of every epoch.
 
     Returns
     -------
@@ -149,7 +150,7 @@ def train_critic(
             batch_size=max(8, min(_BATCH, _PIXELS // pixels_per_image)),
             max_epochs=min(most, max(fewest, _IMAGES // len(dataset))),
             lr=_LR,
-            verbose=verbose,
+            progress=progress,
         ),
         iterator_train__generator=generator,
         device=hypotheses.images.device,

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..model.module_state import RandomStream
+from ..progress import Progress
 
 History = list[dict[str, float]]
 
@@ -155,12 +156,22 @@ class BestWeights(EarlyStopping):
         net.criterion_.load_state_dict(self.best_likelihood_)
 
 
-def printing(verbose: int) -> list[Callback]:
-    """Return the callbacks that print a line per epoch, if they are wanted."""
-    return [EpochTimer(), PrintLog()] if verbose else []
+class Reporting(Callback):
+    """Tell of every epoch, and of the loss that it reached."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def __deepcopy__(self, memo: Any) -> "Reporting":
+        return self  # whoever is told is one
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Tell of an epoch."""
+        loss = net.history[-1].get("valid_loss", net.history[-1]["train_loss"])
+        self.progress.step(len(net.history), net.max_epochs, float(loss))
 
 
-def one_cycle(*, n_images: int, batch_size: int, max_epochs: int, lr: float, verbose: int) -> dict[str, Any]:
+def one_cycle(*, n_images: int, batch_size: int, max_epochs: int, lr: float, progress: Progress) -> dict[str, Any]:
     """Return the settings of a skorch net that trains by AdamW with one cycle of the learning rate."""
     schedule = LRScheduler(
         torch.optim.lr_scheduler.OneCycleLR,
@@ -178,8 +189,8 @@ def one_cycle(*, n_images: int, batch_size: int, max_epochs: int, lr: float, ver
         "batch_size": batch_size,
         "iterator_train": TensorBatches,
         "train_split": None,
-        "callbacks": [schedule, *printing(verbose)],
-        "verbose": verbose,
+        "callbacks": [schedule, Reporting(progress)],
+        "verbose": 0,
     }
 
 

@@ -18,10 +18,11 @@ from ..model.avae import canonical_images, is_constant
 from ..model.module_state import Network, build, global_generator, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
+from ..progress import Progress
 from ..search.settings import PoseSettings, SearchSettings
 from .epochs import History, n_steps
 from .recipes import ModelParameters, Recipe
-from .search_models import Wanted, learn_search_models, n_looked_at
+from .search_models import CALIBRATING, CHOOSING, PROPOSING, Wanted, learn_search_models, n_looked_at
 from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
 from .vae_training import VAESettings
 
@@ -31,6 +32,24 @@ _SMALLEST_BATCH, _LARGEST_BATCH = 32, 256
 _EPOCHS = 30
 # With fewer steps of the weights than that twice the epochs find right poses more often.
 _FEW_STEPS = 1000
+
+
+TRAINING, ALIGNING = "training the VAE", "finding the poses of training images"
+
+
+def stages_of(pose: PoseSettings, *, align_training: bool, in_part: bool = False) -> dict[str, float]:
+    """Return the stages of a fit, in their order, and how long they take beside the VAE's training, about."""
+    stages = {TRAINING: 5.0 if align_training else 1.0}
+    if in_part:
+        return stages
+    if pose.learned_starts:
+        stages[PROPOSING] = 1.4
+    if pose.critic:
+        stages[CHOOSING] = 1.2
+    stages[CALIBRATING] = 0.4
+    if align_training:
+        stages[ALIGNING] = 0.5
+    return stages
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class FitParameters:
     memory : joblib.Memory
     seed : int
         Of all random numbers.
-    verbose : int
+    progress : Progress
     """
 
     settings: VAESettings
@@ -62,7 +81,7 @@ class FitParameters:
     callbacks: tuple[Any, ...]
     memory: Any
     seed: int
-    verbose: int
+    progress: Progress
 
     @property
     def wanted(self) -> Wanted:
@@ -225,8 +244,9 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
     )
     run_or_recall: Callable[..., Trained] = run
     if not in_part:
-        run_or_recall = parameters.memory.cache(run, ignore=["images", "callbacks", "verbose", "observer"])
-    return run_or_recall(config, setup.images, parameters.callbacks, parameters.verbose, observer)
+        run_or_recall = parameters.memory.cache(run, ignore=["images", "callbacks", "progress", "observer"])
+    parameters.progress.stage(TRAINING)
+    return run_or_recall(config, setup.images, parameters.callbacks, parameters.progress, observer)
 
 
 def _packed(recipe: Recipe) -> Recipe:
@@ -274,12 +294,13 @@ def learn(
     images, generator = setup.images, torch.Generator()
     generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
     if parameters.align_training:
-        images = _some_canonical_images(aligner, setup, generator, parameters.verbose)
+        images = _some_canonical_images(aligner, setup, generator)
     aligner = _with_search_models(aligner, parameters, images, generator)
     aligner.gate()
     if not parameters.align_training:
         return aligner, None
-    return aligner, _without_gate(aligner).align(setup.rows, verbose=parameters.verbose).alpha
+    parameters.progress.stage(ALIGNING)
+    return aligner, _without_gate(aligner).align(setup.rows).alpha
 
 
 def learn_from_upright(aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool) -> Aligner:
@@ -301,9 +322,9 @@ def _with_search_models(
         # Nothing is free to move.
         return replace(aligner, models=replace(aligner.models, min_gain=0.0))
     search = replace(aligner.search, min_gain=0.0)
-    typical, verbose = aligner.initializer.typical, parameters.verbose
+    typical = aligner.initializer.typical
     models = learn_search_models(
-        model, images, typical, parameters.wanted, search, generator=generator, verbose=verbose
+        model, images, typical, parameters.wanted, search, generator=generator, progress=parameters.progress
     )
     if models is None:
         return aligner
@@ -312,11 +333,11 @@ def _with_search_models(
     return replace(aligner, models=replace(models, pose_spread=spread))
 
 
-def _some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator, verbose: int) -> Tensor:
+def _some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator) -> Tensor:
     """Return as many training images in the common pose as something can be learned from."""
     rows, images = setup.rows, setup.images
     some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
-    alpha = _without_gate(aligner).align(rows[some.numpy()], verbose=verbose).alpha
+    alpha = _without_gate(aligner).align(rows[some.numpy()]).alpha
     pose = torch.cat([aligner.pose_to_model(alpha[part]) for part in aligner.image_format.slices(len(alpha))])
     return canonical_images(aligner.model, images[some.to(images.device)], pose)
 

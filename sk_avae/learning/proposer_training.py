@@ -12,6 +12,7 @@ from ..model.affine import compose
 from ..model.avae import AVAE
 from ..model.module_state import RandomStream
 from ..model.moments import Moments
+from ..progress import Progress
 from ..search.proposer import N_ANGLES, Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
 from .epochs import EpochNet, one_cycle, run_epochs
 from .perturbation import perturb, random_places
@@ -93,7 +94,7 @@ def train_proposer(
     max_epochs: int,
     generator: torch.Generator,
     stream: RandomStream | None = None,
-    verbose: int,
+    progress: Progress,
 ) -> None:
     """Train a proposer in place on images in their canonical pose, each perturbed anew in every epoch.
 
@@ -113,8 +114,8 @@ def train_proposer(
         On the CPU: draws order and poses.
     stream : RandomStream or None, default=None
         What dropout draws from; None is torch's global generator.
-    verbose : int
-        Prints a line per epoch if positive.
+    progress : Progress
+        Told of every epoch.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def train_proposer(
             batch_size=max(8, min(_BATCH, _PIXELS // images[0].numel())),
             max_epochs=max(1, min(max_epochs, _IMAGES // len(images))),
             lr=_LR,
-            verbose=verbose,
+            progress=progress,
         ),
         iterator_train__generator=generator,
         device=images.device,

@@ -15,6 +15,7 @@ from ..model.critic import Critic
 from ..model.module_state import RandomStream, freeze
 from ..model.moments import Moments, exact_moments
 from ..model.shape_density import N_COMPONENTS, ShapeDensity, canonical_features
+from ..progress import Progress
 from ..search.certainty import typical_metric
 from ..search.objective import Objective
 from ..search.proposer import PoseInitializer, Proposer
@@ -55,6 +56,10 @@ _FALSE_ALARMS = 0.01
 _QUICK_SEARCH = SearchSettings(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
 
 
+# The stages of learning, as progress calls them.
+PROPOSING, CHOOSING, CALIBRATING = "learning where to start", "learning to choose", "calibrating"
+
+
 def _n_shown(n_pixels: int) -> int:
     return min(_N_SHOWN, max(_FEWEST_HELD_OUT, _PIXELS_SHOWN // n_pixels))
 
@@ -92,7 +97,7 @@ def learn_search_models(
     search: SearchSettings,
     *,
     generator: torch.Generator,
-    verbose: int,
+    progress: Progress,
 ) -> SearchModels | None:
     """Learn to propose poses and to choose between hypotheses from canonical images, perturbed by known poses.
 
@@ -113,8 +118,8 @@ def learn_search_models(
         The one that the hypotheses will come from.
     generator : torch.Generator
         On the CPU: draws images, poses and the critic's training.
-    verbose : int
-        Prints a line per epoch of proposer and critic if positive.
+    progress : Progress
+        Told of every epoch.
 
     Returns
     -------
@@ -130,11 +135,14 @@ def learn_search_models(
         density = _fitted_density(model, shown, generator)
         model = replace(model, density=density)
     if wanted.proposer:
-        proposer = _trained_proposer(model, shown, typical, wanted.max_epochs, generator=generator, verbose=verbose)
+        progress.stage(PROPOSING)
+        proposer = _trained_proposer(model, shown, typical, wanted.max_epochs, generator=generator, progress=progress)
         proposer.metric.copy_(typical_metric(Objective(model, held_out[:_N_CURVED])))
         initializer = PoseInitializer(typical, proposer)
     if wanted.critic:
-        critic = _trained_critic(model, shown, initializer, generator=generator, verbose=verbose)
+        progress.stage(CHOOSING)
+        critic = _trained_critic(model, shown, initializer, generator=generator, progress=progress)
+    progress.stage(CALIBRATING)
     true, offset = random_places(model, held_out, generator)
 
     def found_by(model: AVAE) -> Hypotheses:
@@ -199,7 +207,13 @@ def _stream(generator: torch.Generator, device: torch.device) -> RandomStream:
 
 
 def _trained_proposer(
-    model: AVAE, images: Tensor, typical: Moments | None, max_epochs: int, *, generator: torch.Generator, verbose: int
+    model: AVAE,
+    images: Tensor,
+    typical: Moments | None,
+    max_epochs: int,
+    *,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> Proposer:
     stream = _stream(generator, images.device)
     with stream.lent():
@@ -212,7 +226,7 @@ def _trained_proposer(
         max_epochs=max_epochs,
         generator=generator,
         stream=stream,
-        verbose=verbose,
+        progress=progress,
     )
     proposer.reach.copy_(torch.tensor(reach_of(model.family, model.scale), dtype=torch.float32))
     return proposer.eval()
@@ -238,7 +252,7 @@ def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> 
 
 
 def _trained_critic(
-    model: AVAE, images: Tensor, initializer: PoseInitializer, *, generator: torch.Generator, verbose: int
+    model: AVAE, images: Tensor, initializer: PoseInitializer, *, generator: torch.Generator, progress: Progress
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
     images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
@@ -247,5 +261,5 @@ def _trained_critic(
     stream = _stream(generator, images.device)
     with stream.lent():
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)
-    learned = train_critic(critic, model, shown, generator=generator, stream=stream, verbose=verbose)
+    learned = train_critic(critic, model, shown, generator=generator, stream=stream, progress=progress)
     return critic.eval() if learned else None

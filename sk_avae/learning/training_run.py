@@ -15,7 +15,8 @@ from ..model.avae import AVAE, is_constant
 from ..model.module_state import RandomStream, build, to_arrays, unpack
 from ..model.moments import mean_moments
 from ..model.vae import as_contracted, inner_of
-from .epochs import EpochEvents, History, n_steps
+from ..progress import Progress
+from .epochs import EpochEvents, History, Reporting, n_steps
 from .recipes import Recipe
 from .training_poses import TrainingPoses
 from .vae_training import TrainingImages, VAESettings, train_vae
@@ -150,7 +151,7 @@ def run(
     config: TrainingConfig,
     images: Tensor,
     callbacks: Sequence[Any],
-    verbose: int,
+    progress: Progress,
     observer: EpochObserver | None = None,
 ) -> Trained:
     """Build a VAE, or take up one, and train it.
@@ -162,8 +163,8 @@ def run(
         The config's rows as the model sees them, on its device.
     callbacks : sequence
         Skorch callbacks, which are copied.
-    verbose : int
-        Prints a line per epoch if positive.
+    progress : Progress
+        Told of every epoch.
     observer : EpochObserver or None, default=None
         Told of every epoch.
 
@@ -206,8 +207,7 @@ def run(
         config.settings,
         generator=generator,
         stream=stream,
-        callbacks=callbacks,
-        verbose=verbose,
+        callbacks=[Reporting(progress), *callbacks],
         adam=adam,
         events=events,
     )

@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 from ..model.avae import AVAE
 from ..model.module_state import RandomStream
-from .epochs import BestWeights, EpochEvents, EpochNet, History, TensorBatches, n_steps, printing, run_epochs
+from .epochs import BestWeights, EpochEvents, EpochNet, History, TensorBatches, n_steps, run_epochs
 from .training_poses import TrainingPoses
 
 
@@ -143,7 +143,6 @@ def train_vae(
     generator: torch.Generator,
     stream: RandomStream | None = None,
     callbacks: Sequence[Any] = (),
-    verbose: int = 0,
     adam: dict[int, Any] | None = None,
     events: EpochEvents | None = None,
 ) -> History:
@@ -163,8 +162,6 @@ def train_vae(
         What a VAE's dropout draws from; None is torch's global generator.
     callbacks : sequence, default=()
         Skorch callbacks; they are copied, the caller's stay as they are.
-    verbose : int, default=0
-        Prints a line per epoch if positive.
     adam : dict or None, default=None
         Adam's state, which goes on from there, in place; an empty one begins anew. The learning rate then stays as it
         is: this is a part of a training whose end is not known.
@@ -209,9 +206,9 @@ def train_vae(
         iterator_train__generator=generator,
         iterator_valid=TensorBatches,
         train_split=None if data.held_out is None else predefined_split(_numbered(data.held_out)),
-        callbacks=[*own, *printing(verbose), *copy.deepcopy(list(callbacks))],
+        callbacks=[*own, *copy.deepcopy(list(callbacks))],
         device=data.images.device,
-        verbose=verbose,
+        verbose=0,
     )
     weights = (*model.vae.parameters(), *model.likelihood.parameters())
     return run_epochs(net, _numbered(data.images), weights, adam=adam, events=events)

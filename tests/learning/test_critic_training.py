@@ -12,6 +12,7 @@ from sk_avae.learning.critic_training import choice_loss, critic_scores, critic_
 from sk_avae.learning.hypotheses import Hypotheses, find_hypotheses
 from sk_avae.learning.perturbation import random_poses
 from sk_avae.model.critic import Critic
+from sk_avae.progress import SILENT, Progress
 from sk_avae.search.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -106,11 +107,11 @@ def shown(model, starts, digits, n=1200):
     return find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
 
 
-def trained(model, hypotheses, seed=0, verbose=0):
+def trained(model, hypotheses, seed=0, progress=SILENT):
     critic = new_critic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        train_critic(critic, model, hypotheses, generator=generator(seed), verbose=verbose)
+        train_critic(critic, model, hypotheses, generator=generator(seed), progress=progress)
     return critic
 
 
@@ -177,10 +178,12 @@ def test_images_without_a_choice_teach_nothing(model, lessons):
         assert all(torch.equal(after[name], blank[name]) for name in blank)
 
 
-def test_verbose_prints_a_line_per_epoch(model, lessons, capsys):
+def test_progress_is_told_of_every_epoch(model, lessons, capsys):
     few = Hypotheses(*(tensor[:100] for tensor in lessons))
     trained(model, few)
     assert capsys.readouterr().out == ""
-    trained(model, few, verbose=1)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [words[0] for words in lines[-3:]] == [str(len(lines) - 4), str(len(lines) - 3), str(len(lines) - 2)]
+    progress = Progress({"choosing": 1.0})
+    progress.stage("choosing")
+    trained(model, few, progress=progress)
+    assert "[1/1] choosing: epoch 24/24, loss" in capsys.readouterr().out
+    assert progress.share == 1.0

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from sk_avae.learning.epochs import EpochEvents, EpochNet, TensorBatches, n_steps, one_cycle, run_epochs
+from sk_avae.progress import SILENT
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -84,7 +85,7 @@ class Rates(Callback):
 
 
 def line_net(line, n_images=20, more=(), batch_size=6, max_epochs=5, lr=0.1):
-    settings = one_cycle(n_images=n_images, batch_size=batch_size, max_epochs=max_epochs, lr=lr, verbose=0)
+    settings = one_cycle(n_images=n_images, batch_size=batch_size, max_epochs=max_epochs, lr=lr, progress=SILENT)
     settings["callbacks"] += more
     draws = torch.Generator().manual_seed(0)
     return LineNet(line, nn.Identity, **settings, iterator_train__generator=draws, device="cpu")

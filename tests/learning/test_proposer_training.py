@@ -10,6 +10,7 @@ from sk_avae.learning import proposer_training
 from sk_avae.learning.perturbation import perturb, random_places, random_poses
 from sk_avae.learning.proposer_training import proposal_loss, train_proposer
 from sk_avae.model.affine import FAMILIES, parameters_of, with_reflection
+from sk_avae.progress import SILENT
 from sk_avae.search.proposer import N_ANGLES, Proposer, bin_centres, output_units
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -100,7 +101,7 @@ def test_what_it_sees_has_the_pose_that_is_left_to_find(family, monkeypatch):
     monkeypatch.setattr(proposer_training, "proposal_loss", watched)
     monkeypatch.setattr("sk_avae.learning.perturbation._SHARE_OFF_CENTRE", 0.0)
     proposer = new_proposer(family)
-    train_proposer(proposer, model, images, TYPICAL, max_epochs=2, generator=generator(), verbose=0)
+    train_proposer(proposer, model, images, TYPICAL, max_epochs=2, generator=generator(), progress=SILENT)
     assert proposer.training
     assert len(shown) == 2
     assert not torch.equal(shown[0][1].sort(dim=0).values, shown[1][1].sort(dim=0).values), "perturbed anew"
@@ -123,7 +124,7 @@ def test_an_image_that_is_off_centre_is_so_before_it_is_perturbed(monkeypatch):
     monkeypatch.setattr(
         proposer_training, "proposal_loss", lambda *args: shown.append(args[2:]) or args[0](args[2])[0].sum()
     )
-    train_proposer(new_proposer("rotation"), model, images, None, max_epochs=1, generator=generator(), verbose=0)
+    train_proposer(new_proposer("rotation"), model, images, None, max_epochs=1, generator=generator(), progress=SILENT)
     ((seen, rest),) = shown
     again, moved = model.canonical(seen, model.matrix(rest, seen)), images.roll((-3, 2), dims=(2, 3))
     nearest = (again[:, None] - moved).abs().mean(dim=(2, 3, 4)).amin(dim=1)
@@ -134,7 +135,7 @@ def test_training_repeats_with_its_generators(capsys):
     model, images, states = avae_of(), digits("train", 100), []
     for seed in (0, 0, 1):
         proposer = new_proposer("rotation")
-        train_proposer(proposer, model, images, None, max_epochs=2, generator=generator(seed), verbose=int(seed == 1))
+        train_proposer(proposer, model, images, None, max_epochs=2, generator=generator(seed), progress=SILENT)
         states.append(proposer.state_dict())
         assert bool(capsys.readouterr().out) == (seed == 1)
     one, same, other = states
@@ -144,7 +145,7 @@ def test_training_repeats_with_its_generators(capsys):
 
 def test_a_trained_proposer_tells_poses_that_it_has_not_seen():
     model, images, proposer = avae_of(), digits("train", 900), new_proposer("rotation")
-    train_proposer(proposer, model, images, None, max_epochs=20, generator=generator(), verbose=0)
+    train_proposer(proposer, model, images, None, max_epochs=20, generator=generator(), progress=SILENT)
     test = digits("test", 300)
     true = random_poses(300, "rotation", model.scale, generator(5))
     loss = proposal_loss(proposer.eval(), model, perturb(model, test, model.matrix(true, test)), true).item()
@@ -158,6 +159,6 @@ def test_many_images_take_fewer_epochs_but_one(monkeypatch, max_epochs, most, n_
     monkeypatch.setattr(proposer_training, "random_places", lambda *args: calls.append(1) or random_places(*args))
     images = digits("train", 40)
     train_proposer(
-        new_proposer("rotation"), avae_of(), images, None, max_epochs=max_epochs, generator=generator(), verbose=0
+        new_proposer("rotation"), avae_of(), images, None, max_epochs=max_epochs, generator=generator(), progress=SILENT
     )
     assert len(calls) == n_epochs

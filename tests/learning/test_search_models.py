@@ -16,6 +16,7 @@ from sk_avae.learning.hypotheses import is_right
 from sk_avae.learning.search_models import Wanted, learn_search_models
 from sk_avae.model.affine import to_matrix, wrap_angle
 from sk_avae.model.critic import Critic
+from sk_avae.progress import SILENT
 from sk_avae.search.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -105,15 +106,6 @@ def test_a_refit_forgets_the_critic(choosy, digits):
     assert (choosy.temperature_, choosy.pose_spread_, choosy.min_gain_) == (1.0, {}, None)
 
 
-def test_verbose_prints_the_epochs_of_the_critic_too(small_avae, digits, capsys):
-    small_avae(critic=True, **QUICK).fit(digits.X[:200])
-    assert capsys.readouterr().out == ""
-    small_avae(critic=False, verbose=1, **QUICK).fit(digits.X[:200])
-    without = len(capsys.readouterr().out.splitlines())
-    small_avae(critic=True, verbose=1, **QUICK).fit(digits.X[:200])
-    assert len(capsys.readouterr().out.splitlines()) > without + 2
-
-
 def test_two_fits_with_a_critic_have_the_same_bits_and_the_same_hash(small_avae, digits, turned):
     parameters = {**QUICK, "critic": True, "min_gain": "auto", "allow_reflection": True, "padding": "border"}
     first, second = (small_avae(**parameters).fit(digits.X[:200].copy()) for _ in range(2))
@@ -143,7 +135,7 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
             Wanted(proposer=False, critic=with_critic, max_epochs=1),
             SearchSettings(4, 1, 5, 1e-2),
             generator=torch.Generator().manual_seed(seed),
-            verbose=0,
+            progress=SILENT,
         )
 
     one, other = learned(images), learned(images, seed=1)
@@ -183,7 +175,7 @@ def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, m
             Wanted(proposer=False, critic=True, max_epochs=1),
             SearchSettings(4, 2, 5, 0.1),
             generator=torch.Generator().manual_seed(0),
-            verbose=0,
+            progress=SILENT,
         )
     (images,) = seen
     times = images[:, 0, 0, 1].unique(return_counts=True)[1]

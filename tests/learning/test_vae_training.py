@@ -11,10 +11,12 @@ from torch import nn
 
 from sk_avae import AVAEEstimator, ExpertSettings
 from sk_avae.datasets import load_mnist_sample
+from sk_avae.learning.epochs import Reporting
 from sk_avae.learning.vae_training import TrainingImages, VAESettings, train_vae
 from sk_avae.model.avae import AVAE
 from sk_avae.model.likelihoods import Bernoulli, Gaussian
 from sk_avae.model.vae import MLPVAE, ConvVAE
+from sk_avae.progress import Progress
 
 SHAPE = (1, 28, 28)
 
@@ -122,12 +124,11 @@ def test_training_reads_its_images_only():
     assert torch.equal(images, before)
 
 
-def test_verbose_prints_a_line_per_epoch(capsys):
+def test_progress_is_told_of_every_epoch(capsys):
     trained(small_mlp(), digits(), max_epochs=2)
     assert capsys.readouterr().out == ""
-    trained(small_mlp(), digits(), max_epochs=2, verbose=1)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.split()[0].isdigit()] == ["1", "2"]
+    trained(small_mlp(), digits(), max_epochs=2, callbacks=[Reporting(Progress({}))])
+    assert "epoch 2/2, loss" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- early stopping

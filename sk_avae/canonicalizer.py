@@ -9,7 +9,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ._inputs import as_images, check_names, check_rows, is_stack
-from ._meta import new_aligner, unfrozen
+from ._meta import new_aligner, unfrozen, warn_of_unused_seed
 from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .result import AlignmentResult
@@ -84,6 +84,7 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         TypeError
             If `estimator` cannot align images.
         """
+        warn_of_unused_seed(self)
         task = Task.of_fit(self, 1, X, y)
         estimator = task.fit("fit-estimator", new_aligner(self.estimator, self.random_state), X, y)
         if unfrozen(estimator) is not estimator:  # which has looked at nothing

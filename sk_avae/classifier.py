@@ -1,5 +1,6 @@
 """`CanonicalizedClassifier`: any classifier behind the aligner, averaged over the poses an image may have."""
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ._inputs import as_images, check_names, check_rows
-from ._meta import aligned_copies, new_aligner, unfrozen
+from ._meta import aligned_copies, new_aligner, unfrozen, warn_of_unused_seed
 from ._validation import check_count, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
 
@@ -138,6 +139,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             If X or y is not as documented.
         """
         self._check_parameters()
+        self._warn_of_no_effect()
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         labels: NDArray[Any] = column_or_1d(as_images(y, "y"), warn=True)
@@ -198,6 +200,17 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         check_count("n_copies", self.n_copies, minimum=0)
         if self.classifier is not None and not is_classifier(self.classifier):
             raise TypeError(f"classifier must be a classifier, got {type(self.classifier).__name__}.")
+
+    def _warn_of_no_effect(self) -> None:
+        if not self.n_copies:
+            warn_of_unused_seed(self)
+        if self.n_hypotheses is not None and not _has_probabilities(self):
+            warnings.warn(
+                f"n_hypotheses={self.n_hypotheses} has no effect: {type(self.classifier).__name__} has no "
+                f"predict_proba to average, and sees the best hypothesis only.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _best(self, X: ArrayLike) -> NDArray[Any]:
         """Return the canonical images, without the pose, whatever container the estimator is set to."""

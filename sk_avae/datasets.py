@@ -263,7 +263,7 @@ def make_perturbed(
     else:
         raise ValueError(f"background must be a finite number or 'auto', got {background!r}.")
     with enormous_numbers_refused():
-        images = check_array(as_images(X), dtype="numeric", allow_nd=True)
+        images = check_array(as_images(X), dtype="numeric", allow_nd=True, input_name="X")
     _check_pixels(images)
     height, width, channels = _stack_shape(images, image_shape)
     # None must not draw from numpy's global state.
@@ -300,6 +300,8 @@ def _stack_shape(images: NDArray[Any], image_shape: tuple[int, ...] | None) -> t
         stack_shape = tuple(images.shape[1:])
         if image_shape is None:
             check_channels_last(stack_shape)
+        elif tuple(image_shape) != stack_shape:
+            raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.")
         image_shape = stack_shape
     elif image_shape is None:
         check_square(rows)

@@ -208,7 +208,7 @@ def train_vae(
         train_split=None if data.held_out is None else predefined_split(_numbered(data.held_out)),
         callbacks=[*own, *copy.deepcopy(list(callbacks))],
         device=data.images.device,
-        verbose=0,
+        verbose=1,  # for what the user's own callbacks print
     )
     weights = (*model.vae.parameters(), *model.likelihood.parameters())
     return run_epochs(net, _numbered(data.images), weights, adam=adam, events=events)

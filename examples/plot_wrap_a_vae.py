@@ -55,7 +55,7 @@ for _ in range(max_epochs):
 
 # %%
 # The estimator around it is fitted at once. ``X`` is only read: it teaches starting poses and critic what upright
-# images look like. Around a decoder that ends in a sigmoid put an adapter whose ``decode`` returns logits.
+# images look like. A decoder that ends in a sigmoid is recognised, and one of rows is taken, too.
 
 before = [weight.clone() for weight in vae.parameters()]
 avae = AVAEEstimator.from_vae(vae, image_shape=(28, 28), X=X_train, random_state=0)

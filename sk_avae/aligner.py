@@ -28,7 +28,7 @@ from .model.vae import as_contracted, fused
 from .progress import counting
 from .result import AlignmentResult
 from .search.align import align, with_own_elbo
-from .search.certainty import pose_deviation
+from .search.certainty import Confidence, chance_of_right, pose_deviation
 from .search.objective import Objective
 from .search.proposer import PoseInitializer, Proposer
 from .search.screening import screen_staged
@@ -53,6 +53,8 @@ class SearchModels:
         Per parameter, the standard deviation of the training images' own poses, in units of the image.
     min_gain : float or None
         The identity gate, in nats; None if it was not learned.
+    confidence : Confidence
+        Says how probably a pose is right.
     """
 
     proposer: Proposer | None = None
@@ -61,6 +63,7 @@ class SearchModels:
     temperature: float = 1.0
     pose_spread: Mapping[str, float] = field(default_factory=dict)
     min_gain: float | None = None
+    confidence: Confidence = field(default_factory=Confidence)
 
 
 class Searched(NamedTuple):
@@ -251,6 +254,7 @@ class Aligner:
                 tensors = found.arrays()
                 if certainty:
                     tensors["alpha_std"] = pose_deviation(objective, found.alpha)
+                    tensors["agreement"] = initializer.agreement(model, images, found.alpha)
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
                 seen.n_missed += int((~found.converged).sum())
                 yield Searched(part, padded, images, self._in_input_units(arrays))
@@ -286,8 +290,9 @@ class Aligner:
                 arrays[name] = arrays[name] * units
         if "alpha_std" in arrays:
             spread = np.array([self.models.pose_spread.get(name, 0.0) for name in self.parameters])
-            free = arrays["alpha_std"] > 0
+            free = arrays["alpha_std"] != 0  # NaN stays what it is
             arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
+            arrays["confidence"] = _confidence_of(arrays, self.pose.family, self.models.confidence)
         for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
             arrays[name] = arrays[name] + self.log_jacobian
         return arrays
@@ -414,3 +419,11 @@ class Aligner:
     def _in_batches(self, function: Any, *rows: Tensor) -> NDArray[Any]:
         blank = torch.empty(1, *self.image_format.frame_shape, device=self.device, dtype=torch.float32)
         return in_batches(function, images_per_batch(blank, self.vae.module), *rows).cpu().numpy()
+
+
+def _confidence_of(arrays: dict[str, NDArray[Any]], family: str, confidence: Confidence) -> NDArray[Any]:
+    """Return the probability that the pose of each image is right, of shape (n,)."""
+    names = ("hypotheses", "hypothesis_weight", "alpha_std")
+    hypotheses, weight, deviation = (torch.from_numpy(arrays[name]) for name in names)
+    chance = chance_of_right(hypotheses, weight, deviation, family)
+    return confidence.of(chance, torch.from_numpy(arrays.pop("agreement"))).numpy()

@@ -19,6 +19,7 @@ from .model.likelihoods import LIKELIHOODS
 from .model.module_state import Network, pack, rebuild, to_arrays, unpack
 from .model.shape_density import ShapeDensity
 from .model.vae import MODULES
+from .search.certainty import Confidence
 from .search.proposer import Proposer
 from .search.settings import PoseSettings, SearchSettings
 
@@ -53,6 +54,7 @@ def to_state(aligner: Aligner) -> dict[str, Any]:
         "temperature_": models.temperature,
         "pose_spread_": dict(models.pose_spread),
         "min_gain_": models.min_gain,
+        "_confidence": tuple(models.confidence),
     }
 
 
@@ -79,6 +81,7 @@ def from_state(state: Mapping[str, Any], pose: PoseSettings, search: SearchSetti
             state["temperature_"],
             state["pose_spread_"],
             state["min_gain_"],
+            Confidence(*state.get("_confidence", ())),
         ),
         pose=pose,
         search=search,
@@ -107,5 +110,5 @@ def network_recipes(state: Mapping[str, Any], frame_shape: tuple[int, int, int])
 
 STATE_NAMES = (
     *(*NETWORKS, *RECIPES, "_device", "image_format_", "image_shape_", "moments_"),
-    *("temperature_", "pose_spread_", "min_gain_"),
+    *("temperature_", "pose_spread_", "min_gain_", "_confidence"),
 )

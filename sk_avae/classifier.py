@@ -153,7 +153,8 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         routed = self._for_classifier(params)
         task = Task.of_fit(self, 2, X, labels)
         with unchanged_on_error(self):
-            rows, _ = check_rows(self, X, image_shape=getattr(estimator, "image_shape", None), reset=True)
+            shape = getattr(unfrozen(estimator), "image_shape_", None) or getattr(estimator, "image_shape", None)
+            rows, _ = check_rows(self, X, image_shape=shape, reset=True)
             check_consistent_length(rows, labels)
             self.estimator_ = task.fit("fit-estimator", estimator, X, labels)
             aligner = unfrozen(self.estimator_)

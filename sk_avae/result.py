@@ -39,7 +39,12 @@ class AlignmentResult:
         way, hopelessly behind, has the score that it had got to.
     alpha_std : ndarray of shape (n_samples, n_params) or None
         Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
-        own poses together; 0 where a parameter is frozen.
+        own poses together; 0 where a parameter is frozen. NaN where neither curvature nor prior say anything: an angle
+        may then be any.
+    confidence : ndarray of shape (n_samples,) or None
+        The probability, between 0 and 1, that the pose is right: the angle within 20 degrees, logarithms of scales and
+        shear within 0.3, shifts within 0.2 half sides. Weights and `alpha_std` together, calibrated in `fit` on
+        perturbed training images; low for a constant image, which has no pose. See `reject`.
     parameters : tuple of str
         Names of alpha's columns.
     image_shape : tuple of int
@@ -57,6 +62,7 @@ class AlignmentResult:
     hypothesis_elbo: Any
     hypothesis_weight: Any
     alpha_std: Any = None
+    confidence: Any = None
     parameters: tuple[str, ...] = ()
     image_shape: tuple[int, int] = (1, 1)
 
@@ -78,6 +84,36 @@ class AlignmentResult:
         mirrored = self.alpha[:, -1] > 0.5
         return mirrored if self.parameters[-1:] == (REFLECTED,) else mirrored & False
 
+    def reject(self, threshold: float = 0.5) -> Any:
+        """Tell which images have a pose that is not to be relied on.
+
+        Parameters
+        ----------
+        threshold : float, default=0.5
+            Between 0 and 1: images whose `confidence` is below it are rejected.
+
+        Returns
+        -------
+        rejected : ndarray of bool of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If the threshold is not between 0 and 1, or this result was made without `confidence`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> result = AlignmentResult(*[np.zeros(3)] * 10, confidence=np.array([0.2, 0.9, 0.99]))
+        >>> result.reject(0.5)
+        array([ True, False, False])
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {threshold!r}.")
+        if self.confidence is None:
+            raise ValueError("This result has no confidence. Use the one that `align` returns.")
+        return self.confidence < threshold
+
     def arrays(self) -> dict[str, Any]:
         """Return the per-image arrays by name."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Any}
@@ -87,7 +123,7 @@ class AlignmentResult:
         """Return a pandas DataFrame with a row per image, in degrees, factors and pixels.
 
         Angles become ``<name>_deg``, scales factors (``scale`` for ``log_scale``), translations pixels
-        (``tx_px``), reflection True or False; the probability of the pose, ELBO, `gain`, iterations
+        (``tx_px``), reflection True or False; the probability of the mode, the confidence, ELBO, `gain`, iterations
         and convergence follow.
 
         Raises
@@ -112,6 +148,8 @@ class AlignmentResult:
             else:
                 columns[name] = self.reflected if name == REFLECTED else values
         columns["probability"] = self.hypothesis_weight[:, 0]
+        if self.confidence is not None:
+            columns["confidence"] = self.confidence
         columns["elbo"] = self.elbo
         columns["gain"] = self.gain
         columns["n_iter"] = self.n_iter

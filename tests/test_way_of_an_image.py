@@ -10,7 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import KNeighborsClassifier
 
 import sk_avae
-import sk_avae._validation
+import sk_avae._inputs
 import sk_avae.aligner
 import sk_avae.images
 from sk_avae import AffineCanonicalizer, CanonicalizedClassifier
@@ -30,7 +30,7 @@ def stays(monkeypatch):
         return wrapper
 
     for module, function, name, n_of in (
-        (sk_avae._validation, "validate_data", "checked", lambda *_: 1),
+        (sk_avae._inputs, "validate_data", "checked", lambda *_: 1),
         (ImageFormat, "to_padded_images", "converted", lambda _, rows: len(rows)),
         (sk_avae.aligner, "align", "aligned", lambda objective, *_: len(objective.images)),
         (sk_avae.images, "to_matrix", "matrices", lambda alpha, *_: len(alpha)),

@@ -8,11 +8,12 @@ Guo et al. (2017), "On calibration of modern neural networks" (one temperature).
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.affine import wrap_angle
 from ..model.avae import AVAE
-from ..search.certainty import pose_deviation
+from ..search.certainty import Confidence, log_odds, pose_deviation
 from ..search.objective import Objective
 from .critic_training import choice_loss
 from .hypotheses import Hypotheses
@@ -95,5 +96,46 @@ def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor)
     alpha = hypotheses.alpha[row, best[row]]
     deviation = pose_deviation(Objective(model, hypotheses.images[row]), alpha)
     error = wrap_angle(alpha - true[row], model.family)
-    missing = (error / _NINE_TENTHS).square() - deviation.square()
+    # Of an angle of which nothing is known no spread is missing.
+    missing = ((error / _NINE_TENTHS).square() - deviation.square()).nan_to_num(nan=0.0)
     return missing.quantile(0.9, dim=0).clamp(min=0).sqrt()
+
+
+def calibrate_confidence(chance: Tensor, agreement: Tensor, right: Tensor) -> Confidence:
+    """Fit how often a pose is right of which the search and the proposer are so sure.
+
+    Parameters
+    ----------
+    chance : Tensor of shape (n,)
+        See `certainty.chance_of_right`.
+    agreement : Tensor of shape (n,)
+        See `proposer.agreement`.
+    right : Tensor of bool of shape (n,)
+
+    Returns
+    -------
+    confidence : Confidence
+        A logistic regression on the log-odds of both.
+
+    References
+    ----------
+    Platt (1999), "Probabilistic outputs for support vector machines" (the targets short of 0 and 1, too).
+    """
+    evidence, n_right = torch.stack([log_odds(chance), log_odds(agreement)], dim=1), float(right.double().sum())
+    target = torch.where(right, (n_right + 1) / (n_right + 2), 1 / (len(right) - n_right + 2)).double()
+    at_its_word = torch.tensor([1.0, 0.0, 0.0], dtype=torch.double, device=evidence.device)
+    parameters = at_its_word.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = evidence @ parameters[:2].clamp(min=0) + parameters[2]
+        pull = (parameters - at_its_word).square().sum()
+        loss = F.binary_cross_entropy_with_logits(logits, target) + 1e-3 * pull
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    # What speaks for a pose never makes it less certain.
+    by_chance, by_agreement, offset = parameters.tolist()
+    return Confidence(max(by_chance, 0.0), max(by_agreement, 0.0), offset)

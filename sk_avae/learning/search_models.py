@@ -1,5 +1,6 @@
 """The search models: proposer, critic and density, learned from training images in known poses, and calibrated."""
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,13 +17,13 @@ from ..model.module_state import RandomStream, freeze
 from ..model.moments import Moments, exact_moments
 from ..model.shape_density import N_COMPONENTS, ShapeDensity, canonical_features
 from ..progress import Progress
-from ..search.certainty import typical_metric
+from ..search.certainty import Confidence, chance_of_right, hypothesis_weights, is_near, pose_deviation, typical_metric
 from ..search.objective import Objective
 from ..search.proposer import PoseInitializer, Proposer
 from ..search.screening import screen
 from ..search.settings import SearchSettings
 from ..search.starting_poses import reach_of
-from .calibration import calibrate, pose_spread
+from .calibration import calibrate, calibrate_confidence, pose_spread
 from .critic_training import critic_scores_in_batches, train_critic
 from .hypotheses import Hypotheses, align_in_parts, find_hypotheses
 from .perturbation import perturb, random_places
@@ -164,6 +165,7 @@ def learn_search_models(
         critic.scale.mul_(weight)
     best = (found.log_joint + weight * scores).argmax(dim=1)
     spread = pose_spread(model, found, best, true)
+    confidence = _confidence(model, found, weight * scores, temperature, spread, true, initializer)
     gate = _gate(model, held_out, initializer, replace(search, temperature=temperature))
     return SearchModels(
         proposer=proposer and freeze(proposer, images.device),
@@ -172,6 +174,29 @@ def learn_search_models(
         temperature=temperature,
         pose_spread=dict(zip(parameters_of(model.family), spread.tolist(), strict=True)),
         min_gain=gate,
+        confidence=confidence,
+    )
+
+
+def _confidence(
+    model: AVAE,
+    found: Hypotheses,
+    said: Tensor,
+    temperature: float,
+    spread: Tensor,
+    true: Tensor,
+    initializer: PoseInitializer,
+) -> Confidence:
+    """Calibrate the probability that a pose is right, on hypotheses of which the critic said so many nats."""
+    score, order = (found.log_joint + said).sort(dim=1, descending=True, stable=True)
+    alpha = found.alpha.gather(1, order[:, :, None].expand_as(found.alpha))
+    weight = hypothesis_weights(score / temperature, score == -math.inf)
+    deviation = pose_deviation(Objective(model, found.images), alpha[:, 0])
+    deviation = torch.where(deviation == 0, deviation, deviation.hypot(spread.to(deviation)))
+    return calibrate_confidence(
+        chance_of_right(alpha, weight, deviation, model.family),
+        initializer.agreement(model, found.images, alpha[:, 0]),
+        is_near(alpha[:, 0], true, model.family),
     )
 
 

@@ -146,7 +146,10 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
 }
 _ALLOWED: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "AVAEEstimator": {"alpha_": lambda value: _is_array(value, None, None)},
+    "AVAEEstimator": {
+        "alpha_": lambda value: _is_array(value, None, None),
+        "_confidence": lambda value: type(value) is tuple and len(value) == 3 and all(map(_is_finite, value)),
+    },
     "FrozenEstimator": {},
     "ExpertSettings": {
         **dict.fromkeys(ExpertSettings().get_params(), _is_small),

@@ -6,11 +6,12 @@ MacKay (2003), "Information Theory, Inference, and Learning Algorithms", chapter
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..model.affine import parameters_of
+from ..model.affine import REFLECTED, parameters_of, wrap_angle
 from .objective import Objective, step_units
 
 # The part of such a distance over which curvature is taken, and the deviation of parameters (1 but for these) of which
@@ -18,6 +19,19 @@ from .objective import Objective, step_units
 _CURVATURE_STEP = 0.5
 _FLATTEST = 1.0  # nats per squared unit: no typical curvature is weaker
 _WIDEST = {"angle": math.pi / math.sqrt(3)}
+_SURELY = 0.999
+
+# A pose is called right if each parameter is so near to the true one: 20 degrees, a third in scale, a tenth of a side.
+NEAR = {
+    "angle": math.radians(20),
+    "log_scale": 0.3,
+    "log_scale_x": 0.3,
+    "log_scale_y": 0.3,
+    "shear": 0.3,
+    "tx": 0.2,
+    "ty": 0.2,
+    REFLECTED: 0.5,
+}
 
 
 def hypothesis_weights(score: Tensor, duplicate: Tensor) -> Tensor:
@@ -78,8 +92,7 @@ def pose_deviation(objective: Objective, alpha: Tensor) -> Tensor:
     """Return standard deviations of poses, from the curvature of ELBO plus log prior at the optimum.
 
     The covariance is the inverse Hessian (Laplace's approximation), see `curvature`. Where the ELBO is flat the
-    deviation is that of the prior; where the prior is flat too, that of the uniform distribution on the circle for an
-    angle, else 1.
+    deviation is that of the prior; where the prior is flat too nothing is known of it.
 
     Parameters
     ----------
@@ -89,7 +102,7 @@ def pose_deviation(objective: Objective, alpha: Tensor) -> Tensor:
     Returns
     -------
     deviation : Tensor of shape (n, n_params)
-        In units of alpha; 0 for frozen parameters.
+        In units of alpha; 0 for frozen parameters, NaN where nothing is known.
     """
     model = objective.model
     names = parameters_of(model.family)
@@ -105,5 +118,62 @@ def pose_deviation(objective: Objective, alpha: Tensor) -> Tensor:
     # No direction is wider than the widest parameter, so that a flat one does not swamp the others.
     flattest = float((steps / widest).square().min())
     variance = (vectors.square() / eigenvalues.clamp(min=flattest)[:, None]).sum(dim=2)
-    deviation[:, free] = (variance.sqrt().to(alpha) * steps).minimum(widest)
+    found = variance.sqrt().to(alpha) * steps
+    flat_prior = steps.new_tensor([math.isinf(model.scale[i]) for i in free]) > 0
+    deviation[:, free] = found.minimum(widest).masked_fill(flat_prior & (found >= widest * _SURELY), math.nan)
     return deviation
+
+
+def log_odds(chance: Tensor) -> Tensor:
+    """Return the log-odds of probabilities, bounded where these are as good as certain."""
+    return torch.logit(chance.double(), eps=1e-4)
+
+
+class Confidence(NamedTuple):
+    """Turns what is known of a pose into the probability that it is right, by a logistic regression.
+
+    Attributes
+    ----------
+    chance, agreement : float
+        Coefficients of the log-odds of `chance_of_right` and of `proposer.agreement`.
+    offset : float
+    """
+
+    chance: float = 1.0
+    agreement: float = 0.0
+    offset: float = 0.0
+
+    def of(self, chance: Tensor, agreement: Tensor) -> Tensor:
+        """Return the probabilities, of shape (n,)."""
+        return torch.sigmoid(self.chance * log_odds(chance) + self.agreement * log_odds(agreement) + self.offset)
+
+
+def is_near(alpha: Tensor, other: Tensor, family: str) -> Tensor:
+    """Tell which poses, of shape (..., n_params), are right if others are: each parameter within `NEAR` of theirs."""
+    names = parameters_of(family)
+    reach = alpha.new_tensor([NEAR[name] for name in names])
+    difference = wrap_angle((alpha - other).flatten(0, -2), family).view_as(alpha)
+    return (difference.abs() < reach).all(dim=-1)
+
+
+def chance_of_right(hypotheses: Tensor, weight: Tensor, deviation: Tensor, family: str) -> Tensor:
+    """Return the probability that the first hypothesis is right, within `NEAR`, of shape (n,).
+
+    That it, or one as good as it, is the mode that is true, times the probability mass of the normal distribution
+    around it. An angle of which nothing is known is uniform on the circle.
+
+    Parameters
+    ----------
+    hypotheses : Tensor of shape (n, k, n_params)
+    weight : Tensor of shape (n, k)
+    deviation : Tensor of shape (n, n_params)
+        Of the first hypothesis; see `pose_deviation`.
+    family : str
+    """
+    near = is_near(hypotheses, hypotheses[:, :1].expand_as(hypotheses), family)
+    names = parameters_of(family)
+    reach = deviation.new_tensor([NEAR[name] for name in names])
+    uniform = deviation.new_tensor([NEAR[name] / math.pi if name == "angle" else 1.0 for name in names])
+    mass = torch.erf(reach / (math.sqrt(2) * deviation.clamp(min=1e-6)))
+    mass = torch.where(deviation.isnan(), uniform, mass)
+    return (weight * near).sum(dim=1) * mass.prod(dim=1)

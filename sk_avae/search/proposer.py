@@ -120,6 +120,10 @@ class Proposer(nn.Module):
         return out[:, :, 0], out[:, :, 1:]
 
 
+# Angles that are farther apart are no less wrong.
+_DISAGREES = math.radians(60)
+
+
 def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
     """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
     centres = like.new_zeros(proposer.n_bins, proposer.n_params)
@@ -223,6 +227,35 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
     return wrap_angle(poses.flatten(0, 1), model.family).view_as(poses).to(images.dtype), found.values
 
 
+def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | None, alpha: Tensor) -> Tensor:
+    """Return how well the proposer agrees with poses that were found, between 0 and 1, of shape (n,).
+
+    One less the distance, up to 60 degrees, that it expects between the angle found and the true one, in parts of 60
+    degrees. The network has not seen the ELBO: it is a second opinion.
+
+    Parameters
+    ----------
+    proposer, model, images, typical
+        See `propose`.
+    alpha : Tensor of shape (n, n_params)
+    """
+    base = moment_pose(model, images, typical)
+    rest = residual_pose(model, images, base, alpha)
+    rows = torch.arange(len(images), device=images.device)
+
+    def predicted(row: Tensor) -> Tensor:
+        return proposer(without_moments(model, images[row], None if base is None else base[row]))[0]
+
+    share = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num().softmax(dim=1)
+    centres = bin_centres(proposer, rest).double()
+    distance = wrap_angle((centres[None, :, :1] - rest[:, None, :1].double()).flatten(0, 1), "rotation")
+    distance = distance.view(len(images), -1).abs().clamp(max=_DISAGREES)
+    if proposer.n_bins > N_ANGLES:
+        mirrored = (centres[None, :, -1] - rest[:, None, -1].double()).abs() > 0.5
+        distance = distance.masked_fill(mirrored, _DISAGREES)
+    return 1 - (share * distance).sum(dim=1) / _DISAGREES
+
+
 @dataclass(frozen=True)
 class PoseInitializer:
     """Where searches start: what the proposer says, moments and the table.
@@ -237,6 +270,12 @@ class PoseInitializer:
 
     typical: Moments | None
     proposer: Proposer | None = None
+
+    def agreement(self, model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
+        """Return how well the proposer agrees with poses, of shape (n,); one half, which says nothing, without one."""
+        if self.proposer is None:
+            return alpha.new_full((len(alpha),), 0.5, dtype=torch.double)
+        return agreement(self.proposer, model, images, self.typical, alpha)
 
     def candidates(self, model: AVAE, images: Tensor, n_restarts: int) -> CandidatePoses:
         """Return starting poses: the identity, the proposer's modes, and the table for those who need it.

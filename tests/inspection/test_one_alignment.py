@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
 
-import sk_avae._validation
+import sk_avae._inputs
 import sk_avae.aligner
 import sk_avae.images
 from sk_avae import (
@@ -45,7 +45,7 @@ def stays(monkeypatch):
 
         monkeypatch.setattr(owner, function, wrapper)
 
-    count(sk_avae._validation, "validate_data", "checked", lambda *_: 1)
+    count(sk_avae._inputs, "validate_data", "checked", lambda *_: 1)
     count(ImageFormat, "to_padded_images", "converted", lambda _, rows: len(rows))
     count(sk_avae.aligner, "align", "aligned", lambda objective, *_: len(objective.images))
     count(ImageFormat, "matrix", "matrices", lambda _, alpha, *__: len(alpha))

@@ -253,8 +253,7 @@ class Aligner:
                     seen.note(faulty)
                 tensors = found.arrays()
                 if certainty:
-                    tensors["alpha_std"] = pose_deviation(objective, found.alpha)
-                    tensors["agreement"] = initializer.agreement(model, images, found.alpha)
+                    tensors |= _certainty(objective, initializer, found.alpha, movable)
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
                 seen.n_missed += int((~found.converged).sum())
                 yield Searched(part, padded, images, self._in_input_units(arrays))
@@ -421,9 +420,20 @@ class Aligner:
         return in_batches(function, images_per_batch(blank, self.vae.module), *rows).cpu().numpy()
 
 
+def _certainty(objective: Objective, initializer: PoseInitializer, alpha: Tensor, movable: Tensor) -> dict[str, Tensor]:
+    """Return what is known of poses, in units of the frame; of images that have none nothing is."""
+    deviation = pose_deviation(objective, alpha)
+    agreement = initializer.agreement(objective.model, objective.images, alpha)
+    return {
+        "alpha_std": deviation.masked_fill(~movable[:, None] & (deviation != 0), math.nan),
+        "agreement": agreement.masked_fill(~movable, math.nan),
+    }
+
+
 def _confidence_of(arrays: dict[str, NDArray[Any]], family: str, confidence: Confidence) -> NDArray[Any]:
     """Return the probability that the pose of each image is right, of shape (n,)."""
     names = ("hypotheses", "hypothesis_weight", "alpha_std")
     hypotheses, weight, deviation = (torch.from_numpy(arrays[name]) for name in names)
     chance = chance_of_right(hypotheses, weight, deviation, family)
-    return confidence.of(chance, torch.from_numpy(arrays.pop("agreement"))).numpy()
+    # A constant image, of which agreement makes no sense, has no pose that could be right.
+    return confidence.of(chance, torch.from_numpy(arrays.pop("agreement"))).nan_to_num(nan=0.0).numpy()

@@ -220,6 +220,25 @@ def test_a_proposer_of_another_family_is_missed_aloud(avae, digits):
         avae.set_params(family="rigid").align(digits.X_test[:2])
 
 
+def test_unsure_poses_tell_one_story(fitted_with_critic, stretched, digits):
+    result = fitted_with_critic.align(np.vstack([stretched.X[:150], np.full((2, 784), 30, dtype=np.uint8)]))
+    confidence = result.confidence
+    assert confidence.shape == (152,)
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert_array_equal(result.reject(0.5), confidence < 0.5)
+    # An angle that may be any is nobody's to rely on, and what has no pose comes last.
+    unknown = np.isnan(result.alpha_std[:, 0])
+    assert unknown[150:].all()
+    assert confidence[unknown].max() < 0.6
+    assert_array_equal(confidence[150:], 0)
+    # The less confident half holds most of the wrong poses.
+    off = np.abs(np.angle(np.exp(1j * (result.alpha[:150, 0] - stretched.alpha[:150, 0]))))
+    wrong = off > np.radians(20)
+    order = np.argsort(confidence[:150])
+    assert wrong[order[:75]].sum() >= 2 * wrong[order[75:]].sum()
+    assert abs(confidence[:150].mean() - (~wrong).mean()) < 0.15
+
+
 # ---------------------------------------------------------------- kinds of faults
 @pytest.mark.parametrize("offset", [1000, -300])
 def test_images_at_another_offset_are_named(plain, digits, offset):

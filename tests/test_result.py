@@ -85,3 +85,16 @@ def test_arrays_are_the_per_image_fields():
 def test_result_is_frozen():
     with pytest.raises(AttributeError):
         result_with(("angle",), [[0.1]]).alpha = None
+
+
+def test_images_below_a_threshold_are_rejected():
+    result = replace(result_with(("angle",), [[0.1], [0.2], [0.3]]), confidence=np.array([0.2, 0.5, 0.9]))
+    assert result.reject().tolist() == [True, False, False]
+    assert result.reject(0.0).tolist() == [False] * 3
+    assert result.reject(1).tolist() == [True] * 3
+    assert result.to_frame()["confidence"].tolist() == [0.2, 0.5, 0.9]
+    for threshold in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="threshold must be between 0 and 1"):
+            result.reject(threshold)
+    with pytest.raises(ValueError, match="no confidence"):
+        result_with(("angle",), [[0.1]]).reject()

@@ -145,7 +145,8 @@ class Confidence(NamedTuple):
 
     def of(self, chance: Tensor, agreement: Tensor) -> Tensor:
         """Return the probabilities, of shape (n,)."""
-        return torch.sigmoid(self.chance * log_odds(chance) + self.agreement * log_odds(agreement) + self.offset)
+        logits = self.chance * log_odds(chance) + self.agreement * log_odds(agreement) + self.offset
+        return 0.5 * (1 + torch.tanh(0.5 * logits))  # `torch.sigmoid` rounds by the place in the block
 
 
 def is_near(alpha: Tensor, other: Tensor, family: str) -> Tensor:
@@ -170,6 +171,7 @@ def chance_of_right(hypotheses: Tensor, weight: Tensor, deviation: Tensor, famil
         Of the first hypothesis; see `pose_deviation`.
     family : str
     """
+    hypotheses, weight, deviation = hypotheses.double(), weight.double(), deviation.double()
     near = is_near(hypotheses, hypotheses[:, :1].expand_as(hypotheses), family)
     names = parameters_of(family)
     reach = deviation.new_tensor([NEAR[name] for name in names])

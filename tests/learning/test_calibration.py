@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sk_avae.learning.calibration import calibrate, pose_spread
+from sk_avae.learning.calibration import calibrate, calibrate_confidence, pose_spread
 from sk_avae.learning.critic_training import choice_loss
 from sk_avae.learning.hypotheses import Hypotheses
 from sk_avae.model.affine import FAMILIES
@@ -161,3 +161,29 @@ def test_wrong_choices_do_not_widen_the_spread_and_too_few_right_ones_leave_none
     error[~right] = 3.0
     torch.testing.assert_close(spread_of("rigid", error, right), expected, rtol=0.1, atol=0)
     assert torch.equal(spread_of("rigid", error, torch.arange(400) < 9), torch.zeros(3))
+
+
+# ---------------------------------------------------------------- confidence
+
+
+@pytest.mark.parametrize("opinion", [0.0, 1.5])
+def test_confidence_is_calibrated_on_what_both_opinions_are_worth(opinion):
+    n = 20_000
+    by_search, by_proposer = (2 * torch.randn(n, generator=generator(seed)).double() for seed in (1, 2))
+    truth = torch.sigmoid(0.6 * by_search + opinion * by_proposer + 0.4)
+    right = torch.rand(n, generator=generator(3)).double() < truth
+    found = calibrate_confidence(torch.sigmoid(by_search), torch.sigmoid(by_proposer), right)
+    assert found == pytest.approx((0.6, opinion, 0.4), abs=0.06)
+    said = found.of(torch.sigmoid(by_search), torch.sigmoid(by_proposer))
+    assert (said - truth).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_confidence_without_a_counterexample_stays_within_bounds(right):
+    chance = torch.linspace(0.5, 0.999, 60).double()
+    found = calibrate_confidence(chance, torch.full_like(chance, 0.5), torch.full((60,), right))
+    said = found.of(chance, torch.full_like(chance, 0.5))
+    assert found.chance >= 0
+    assert found.agreement >= 0
+    assert ((said > 0) & (said < 1)).all()
+    assert (said.mean() > 0.9) if right else (said.mean() < 0.2)

@@ -7,7 +7,15 @@ import torch
 from posed_digits import avae_of, digits, turned
 
 from sk_avae.model.affine import FAMILIES, with_reflection
-from sk_avae.search.certainty import curvature, hypothesis_weights, pose_deviation, typical_metric
+from sk_avae.search.certainty import (
+    Confidence,
+    chance_of_right,
+    curvature,
+    hypothesis_weights,
+    log_odds,
+    pose_deviation,
+    typical_metric,
+)
 from sk_avae.search.objective import Objective
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -177,3 +185,41 @@ def test_certainty_is_made_where_the_images_are():
     # A tensor that is made without saying where would be of no use.
     with torch.device("meta"):
         assert all(map(torch.equal, found(), expected))
+
+
+# ---------------------------------------------------------------- the chance that a pose is right
+
+
+def test_the_chance_is_that_of_the_mode_times_the_mass_around_it():
+    hypotheses = torch.tensor([[[0.0], [math.pi]], [[0.0], [math.radians(10)]], [[3.1], [-3.1]]])
+    weight, deviation = torch.tensor([[0.8, 0.2]] * 3), torch.tensor([[math.radians(10)]] * 3)
+    within_two_deviations = math.erf(2 / math.sqrt(2))
+    # A second hypothesis that is as near as that counts, also across the end of the circle.
+    expected = torch.tensor([0.8, 1.0, 1.0], dtype=torch.double) * within_two_deviations
+    torch.testing.assert_close(chance_of_right(hypotheses, weight, deviation, "rotation"), expected)
+
+
+def test_an_angle_of_which_nothing_is_known_is_right_by_chance():
+    found = chance_of_right(torch.zeros(1, 1, 3), torch.ones(1, 1), torch.tensor([[math.nan, 0.0, 0.0]]), "rigid")
+    torch.testing.assert_close(found, torch.tensor([40 / 360], dtype=torch.double))
+
+
+@every_family
+def test_frozen_and_certain_parameters_are_right_for_sure(family):
+    n = len(FAMILIES[family])
+    found = chance_of_right(torch.zeros(2, 1, n), torch.ones(2, 1), torch.zeros(2, n), family)
+    torch.testing.assert_close(found, torch.ones(2, dtype=torch.double))
+
+
+def test_a_mirrored_hypothesis_is_another_one():
+    hypotheses = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+    found = chance_of_right(hypotheses, torch.tensor([[0.6, 0.4]]), torch.zeros(1, 2), "rotation+reflection")
+    assert found.item() == pytest.approx(0.6)
+
+
+def test_confidence_takes_the_chance_at_its_word_unless_it_learned_better():
+    chance = torch.tensor([0.01, 0.5, 0.99], dtype=torch.double)
+    torch.testing.assert_close(Confidence().of(chance, torch.full_like(chance, 0.3)), chance)
+    more = Confidence(1.0, 0.5, 0.0).of(chance, torch.full_like(chance, 0.9))
+    assert (more > chance).all()
+    assert log_odds(torch.tensor([0.0, 1.0])).isfinite().all()

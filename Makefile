@@ -11,7 +11,7 @@ SAMPLE ?= 60
 JOBS ?= 2
 
 .PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
-.PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-import
+.PHONY: bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-confidence bench-perturbed bench-import
 
 help:
 	@echo "Use it"
@@ -32,6 +32,8 @@ help:
 	@echo "  make bench-scale                                    memory and time on a million digits, and on dask"
 	@echo "  make bench-training                                 cost of training against a plain PyTorch loop"
 	@echo "  make bench-defaults MNIST=folder ZOO=folder         epochs, restarts and refinements that \"auto\" stands for"
+	@echo "  make bench-confidence ZOO=folder                    how many wrong poses the least confident images hold"
+	@echo "  make bench-perturbed                                restarts that a grid search takes, by upright and by turned folds"
 	@echo "  make bench-import                                   time of import, against torch, skorch and scikit-learn"
 	@echo "Docs"
 	@echo "  make docs                                           these pages into docs/_build/html, examples run"
@@ -132,6 +134,13 @@ bench-defaults: env
 	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-defaults ZOO=folder MNIST=folder"; exit 2; }
 	$(NEEDS_MNIST)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defaults.py $(ZOO) $(MNIST)
+
+bench-confidence: env
+	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-confidence ZOO=folder"; exit 2; }
+	$(BIN)/python benchmarks/risk_coverage.py $(ZOO)
+
+bench-perturbed: env
+	$(BIN)/python benchmarks/perturbed_scorer.py
 
 bench-import: env
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/import_time.py

@@ -229,7 +229,7 @@ def likely_image_shapes(n_features: int) -> list[ImageShape]:
     Examples
     --------
     >>> likely_image_shapes(28 * 36), likely_image_shapes(32 * 32 * 3)[0], likely_image_shapes(101)
-    ([(28, 36), (24, 42), (16, 21, 3), (14, 24, 3), (14, 18, 4)], (32, 32, 3), [])
+    ([(28, 36), (24, 42), (16, 21, 3), (14, 24, 3), (14, 18, 4), (12, 21, 4)], (32, 32, 3), [])
     """
     found = []
     for channels in (1, 3, 4):

@@ -1,6 +1,5 @@
 """What the meta-estimators share: the aligner that they fit, and training images in other poses, aligned."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,16 +35,6 @@ def new_aligner(estimator: Any, random_state: Any) -> Any:
     if random_state is not None and not isinstance(aligner, FrozenEstimator):
         aligner.set_params(random_state=random_state)
     return aligner
-
-
-def warn_of_unused_seed(meta: Any) -> None:
-    """Warn of a `random_state` that nothing draws from: a frozen aligner is not fitted."""
-    if meta.random_state is not None and isinstance(meta.estimator, FrozenEstimator):
-        warnings.warn(
-            f"random_state={meta.random_state!r} has no effect: the estimator is frozen, and nothing else is drawn.",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def unfrozen(aligner: Any) -> AVAEEstimator:

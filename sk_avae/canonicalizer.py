@@ -9,7 +9,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ._inputs import as_images, check_names, check_rows, is_stack
-from ._meta import new_aligner, unfrozen, warn_of_unused_seed
+from ._meta import new_aligner, unfrozen
 from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .result import AlignmentResult
@@ -31,7 +31,7 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
     append_alpha : bool, default=False
         Whether the pose is appended to the pixels.
     random_state : int, RandomState instance or None, default=None
-        Passed to the clone of `estimator`; None leaves the clone's own.
+        Passed to the clone of `estimator`; None leaves the clone's own. A frozen aligner draws nothing.
 
     Attributes
     ----------
@@ -84,7 +84,6 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         TypeError
             If `estimator` cannot align images.
         """
-        warn_of_unused_seed(self)
         task = Task.of_fit(self, 1, X, y)
         estimator = task.fit("fit-estimator", new_aligner(self.estimator, self.random_state), X, y)
         if unfrozen(estimator) is not estimator:  # which has looked at nothing

@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ._inputs import as_images, check_names, check_rows
-from ._meta import aligned_copies, new_aligner, unfrozen, warn_of_unused_seed
+from ._meta import aligned_copies, new_aligner, unfrozen
 from ._validation import check_count, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
 
@@ -203,8 +203,6 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             raise TypeError(f"classifier must be a classifier, got {type(self.classifier).__name__}.")
 
     def _warn_of_no_effect(self) -> None:
-        if not self.n_copies:
-            warn_of_unused_seed(self)
         if self.n_hypotheses is not None and not _has_probabilities(self):
             warnings.warn(
                 f"n_hypotheses={self.n_hypotheses} has no effect: {type(self.classifier).__name__} has no "
@@ -235,8 +233,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         check_names(self, X)
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
-        weights = weights.astype(np.float64)
-        probabilities = np.zeros((len(weights), len(self.classes_)))
+        probabilities = np.zeros((len(weights), len(self.classes_)), dtype=weights.dtype)
         for image, weight in zip(images.swapaxes(0, 1), weights.T, strict=False):
             counts = weight > 0
             if counts.any():

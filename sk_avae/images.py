@@ -191,7 +191,9 @@ class ImageFormat:
         background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
         precision = floats_like(rows.dtype).__name__
         low, high, n_outlying = pixel_range(pixels)
-        if not np.isfinite(high.max() - low.min()):
+        with np.errstate(over="ignore"):
+            holds = np.isfinite(high.max() - low.min())
+        if not holds:
             what = f"X has pixels from {low.min():g} to {high.max():g}"
             raise ValueError(f"{what}: no float holds the difference. Scale X first.")
         if n_outlying:

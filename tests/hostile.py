@@ -47,13 +47,18 @@ DOCUMENTED_OF = {
     "save": (*DOCUMENTED, OSError),
     "load": (*DOCUMENTED, OSError),
     "CanonicalizedClassifier.predict_proba": (*DOCUMENTED, AttributeError),
+    "CanonicalizedClassifier.predict_log_proba": (*DOCUMENTED, AttributeError),
+    "CanonicalizedClassifier.decision_function": (*DOCUMENTED, AttributeError),
     "AffineCanonicalizer.inverse_transform": (*DOCUMENTED, AttributeError),
 }
 # What a public call may warn of: poses that stopped at max_iter, a column vector of labels; little to learn, names of
 # columns that were there or not in `fit`, pixels in other units than there.
 # The last of parameters that moved to `ExpertSettings`.
 DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning, FutureWarning)
-DOCUMENTED_PHRASES = ("learns little", "valid feature names", "has feature names", "in other units")
+DOCUMENTED_PHRASES = (
+    *("learns little", "valid feature names", "has feature names", "in other units", "learn from 100 or more"),
+    *("Without effect", "has no effect", "for other poses", "have no pose", "far outside", "farther outside"),
+)
 LONGEST_CALL = 30  # seconds
 
 
@@ -501,6 +506,8 @@ class Calls:
         "CanonicalizedClassifier.fit": _fit,
         "CanonicalizedClassifier.predict": _of_images,
         "CanonicalizedClassifier.predict_proba": _of_images,
+        "CanonicalizedClassifier.predict_log_proba": _of_images,
+        "CanonicalizedClassifier.decision_function": _of_images,
         "load_mnist_sample": _load,
         "fetch_mnist": _fetch,
         "make_perturbed": _make_perturbed,
@@ -560,7 +567,8 @@ def digest(value: Any) -> str:
 def _floats(value: Any) -> Iterator[Any]:
     """Yield all arrays of floats in a result."""
     if hasattr(value, "arrays"):
-        value = value.arrays()
+        # A deviation of which nothing is known is NaN.
+        value = {name: array for name, array in value.arrays().items() if name != "alpha_std"}
     if isinstance(value, dict):
         value = tuple(value.values())
     if hasattr(value, "to_numpy"):

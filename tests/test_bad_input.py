@@ -489,11 +489,6 @@ class Squeezed(Sound):
         return mean[0], log_var[0]
 
 
-class Flat(Sound):
-    def decode(self, z):
-        return super().decode(z).flatten(1)
-
-
 class TwoImages(Sound):
     def decode(self, z):
         return super().decode(z), z
@@ -522,7 +517,6 @@ BAD_MODULES = [
     (Three, ValueError, r"Three.encode must return the pair \(mean, log_var\)"),
     (NarrowVariance, ValueError, r"both of shape \(n, latent_size\); for n=2 it returned \(2, 12\) and \(2, 1\)"),
     (Squeezed, ValueError, r"both of shape \(n, latent_size\); for n=2 it returned \(12,\) and \(12,\)"),
-    (Flat, ValueError, r"Flat.decode must return the shape of its images, \(2, 1, 28, 28\), got \(2, 784\)"),
     (TwoImages, ValueError, r"TwoImages.decode must return the shape of its images, .* got tuple"),
     (AnotherSize, ValueError, "latent_size=12, but AnotherSize has 13 latent variables"),
     (Sound(latent_size=3), ValueError, "latent_size=12, but Sound has 3 latent variables"),

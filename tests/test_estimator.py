@@ -460,7 +460,7 @@ def test_to_frame_speaks_of_degrees_factors_and_pixels(avae, turned):
     frame = result.to_frame()
     assert list(frame.columns) == [
         *("angle_deg", "scale_x", "scale_y", "shear", "tx_px", "ty_px"),
-        *("probability", "elbo", "gain", "n_iter", "converged"),
+        *("probability", "confidence", "elbo", "gain", "n_iter", "converged"),
     ]
     assert_allclose(frame["angle_deg"], np.rad2deg(result.alpha[:, 0]), rtol=1e-5)
     assert_allclose(frame["scale_y"], np.exp(result.alpha[:, 2]), rtol=1e-5)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 1, "n_restarts": 4, "random_state": 0}
 
 
+@pytest.mark.filterwarnings("ignore:Without effect. expert__n_iter_no_change:UserWarning")
 @pytest.mark.parametrize("name", MOVED)
 def test_a_moved_parameter_still_works_and_warns(digits, name):
     values = {"max_iter": 3, "weight_decay": 0.1, "validation_fraction": 0.2, "n_iter_no_change": 2, "callbacks": []}

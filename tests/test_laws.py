@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
@@ -337,13 +337,18 @@ def fits(draw):
 def test_every_estimator_answers_in_finite_numbers_of_the_right_shape(fit):
     model, X = fit
     rows, n_features = X.reshape(len(X), -1), math.prod(X.shape[1:])
-    model.fit(X)
+    try:
+        model.fit(X)
+    except ValueError as error:  # a row of pixels cannot be turned
+        assert "have no pose" in str(error)
+        assert 1 in X.shape[1:3] or 1 in (model.image_shape or ())
+        return
     result, T = model.align(X), model.transform(X)
     n_params = len(result.parameters)
     assert T.shape == (len(X), n_features + n_params)
     assert T.dtype == (np.float64 if X.dtype == np.float64 else np.float32)
     assert_array_equal(T[:, n_features:], result.alpha)
-    assert all(np.isfinite(array).all() for array in result.arrays().values())
+    assert all(np.isfinite(array).all() for name, array in result.arrays().items() if name != "alpha_std")
     Z = model.encode(X)
     assert Z.shape == (len(X), model.latent_size + n_params)
     for back in (model.inverse_transform(T), model.decode(Z), model.reconstruct(X), model.sample(len(X))):
@@ -412,6 +417,7 @@ def test_digits_come_back_up_to_interpolation(answers, turned, kind, first):
     T = model.transform(X)
     back = model.inverse_transform(T)
     error = np.abs(back - X)[inside(torch.from_numpy(T[:, 784:]), model._family, 28)]
+    assume(error.size)  # else nothing of these stayed within the frame
     assert error.mean() / 255 < DIGITS_ROUND_TRIP_BOUND
 
 

@@ -127,7 +127,7 @@ def test_mirroring_alone_moves_pixels_without_blurring_them(mirroring, digits):
     X = digits.X_test[:5].astype(float)
     T = np.hstack([X, np.full((5, 2), [0.0, 1.0])])
     expected = X.reshape(5, 28, 28)[:, :, ::-1].reshape(5, 784)
-    assert_allclose(mirroring.inverse_transform(T), expected, atol=1e-9)
+    assert_allclose(mirroring.inverse_transform(T), expected, atol=1e-3)  # single precision, as `fit` saw
 
 
 def test_an_image_of_one_row_can_be_mirrored(small_avae):

@@ -111,7 +111,7 @@ def test_a_classifier_in_front_of_a_fitted_aligner_checks_once_for_each(fitted, 
 
 
 # ---------------------------------------------------------------- the walk through the wings
-WINGS = ("_validation", "images", "search", "model", "result")
+WINGS = ("_inputs", "images", "search", "model", "result")
 
 
 def walk(function):
@@ -139,6 +139,8 @@ def walk(function):
 ASIDES = {
     *("slices", "frame_to_image_scale", "frame_prior", "frame_shape", "model_background", "image_shape", "to_tensor"),
     *("floats_like", "parameters_of", "prior_scale", "with_reflection", "check_family", "default_effort", "knows"),
+    # Which contexts of torch are left, and what the user is warned of.
+    *("in_plain_torch", "within", "plain_torch", "floats", "check_out", "warn_of_other_units", "counting"),
     *("check_count", "check_count_or_auto", "check_flag", "check_number", "device_batch_factor", "<genexpr>"),
 }
 
@@ -147,5 +149,5 @@ def test_an_image_enters_each_wing_once_and_is_warped_at_the_end(fitted, turned)
     stays = [(room, name) for room, name in walk(lambda: fitted.transform(turned.X[:3])) if name not in ASIDES]
     rooms = [room for room, _ in groupby(room for room, _ in stays)]
     # The one return is the last warp: checked, converted, searched, warped.
-    assert rooms == ["_validation", "images", "model", "search", "images"], rooms
-    assert [name for room, name in stays if room == "images"] == ["to_padded_images", "scaled", "crop", "warp_rows"]
+    assert rooms == ["_inputs", "images", "model", "search", "images"], rooms
+    assert [name for room, name in stays if room == "images"] == ["to_padded_images", "searched", "crop", "warp_rows"]

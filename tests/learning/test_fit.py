@@ -90,7 +90,8 @@ def test_the_search_is_a_part_of_joint_training(quick, digits, trainings):
 
 def test_without_a_seed_nothing_is_remembered(quick, digits, trainings, tmp_path):
     for _ in range(2):
-        quick.set_params(random_state=None).fit(digits.X[:60])
+        with pytest.warns(UserWarning, match="Without effect: memory="):
+            quick.set_params(random_state=None).fit(digits.X[:60])
     assert len(trainings) == 2
     assert not list(tmp_path.rglob("output.pkl"))
 
@@ -104,7 +105,8 @@ def test_how_images_lie_in_memory_does_not_matter(quick, digits, trainings, same
 
 def test_callbacks_are_called_every_time(quick, digits, trainings):
     for _ in range(2):
-        quick.set_params(expert__callbacks=[Callback()]).fit(digits.X[:60])
+        with pytest.warns(UserWarning, match="Without effect: memory="):
+            quick.set_params(expert__callbacks=[Callback()]).fit(digits.X[:60])
     assert len(trainings) == 2
 
 

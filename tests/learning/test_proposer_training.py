@@ -137,7 +137,7 @@ def test_training_repeats_with_its_generators(capsys):
         proposer = new_proposer("rotation")
         train_proposer(proposer, model, images, None, max_epochs=2, generator=generator(seed), progress=SILENT)
         states.append(proposer.state_dict())
-        assert bool(capsys.readouterr().out) == (seed == 1)
+        assert capsys.readouterr().out == ""
     one, same, other = states
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])

@@ -322,7 +322,7 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
     some = rows[every_few(len(rows))]
     low, high = float(some.min()), float(some.max())
     first, last = image_format.range
-    ratio = (high - low) / (last - first)
+    ratio = (high - low) / (last - first) if last > first else math.inf
     if ratio > FARTHEST_PIXEL:  # which is refused
         return
     slack = _SLACK * (last - first)

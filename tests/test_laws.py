@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
@@ -337,12 +337,11 @@ def fits(draw):
 def test_every_estimator_answers_in_finite_numbers_of_the_right_shape(fit):
     model, X = fit
     rows, n_features = X.reshape(len(X), -1), math.prod(X.shape[1:])
-    try:
-        model.fit(X)
-    except ValueError as error:  # a row of pixels cannot be turned
-        assert "have no pose" in str(error)
-        assert 1 in X.shape[1:3] or 1 in (model.image_shape or ())
+    if 1 in (model.image_shape or X.shape[1:])[:2] and model.family == "rotation":
+        with pytest.raises(ValueError, match="have no pose"):  # a row of pixels cannot be turned
+            model.fit(X)
         return
+    model.fit(X)
     result, T = model.align(X), model.transform(X)
     n_params = len(result.parameters)
     assert T.shape == (len(X), n_features + n_params)
@@ -416,8 +415,7 @@ def test_digits_come_back_up_to_interpolation(answers, turned, kind, first):
     X = turned.X[first : first + 10].astype(float)
     T = model.transform(X)
     back = model.inverse_transform(T)
-    error = np.abs(back - X)[inside(torch.from_numpy(T[:, 784:]), model._family, 28)]
-    assume(error.size)  # else nothing of these stayed within the frame
+    error = np.abs(back - X)[inside(torch.from_numpy(T[:, 784:]).double(), model._family, 28)]
     assert error.mean() / 255 < DIGITS_ROUND_TRIP_BOUND
 
 

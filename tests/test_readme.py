@@ -14,6 +14,7 @@ def test_the_code_in_the_readme_runs_and_prints_its_number(tmp_path, monkeypatch
     text = README.read_text(encoding="utf-8")
     names = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
+    pytest.importorskip("matplotlib.pyplot").close("all")
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("[1/4] training the VAE: epoch") for line in printed)
     scores = [float(line) for line in printed if re.fullmatch(r"0\.\d+", line)]

@@ -166,9 +166,10 @@ def with_own_elbo(found: Alignment, model: AVAE, images: Tensor, rows: Tensor) -
     objective, poses = Objective(model, images[rows]), found.hypotheses[rows]
     owner = torch.arange(len(rows), device=rows.device).repeat_interleave(poses.shape[1])
     flat = poses.flatten(0, 1)
-    identity = objective.elbo_identity()
+    lowest = torch.finfo(images.dtype).min  # what overflows is as unlikely as can be said
+    identity = objective.elbo_identity().nan_to_num(nan=lowest, neginf=lowest)
     elbo = (-objective.loss(owner, flat) - objective.log_prior(owner, flat)).view(poses.shape[:2])
-    elbo = torch.where((poses == 0).all(dim=2), identity[:, None], elbo).nan_to_num(nan=-math.inf)
+    elbo = torch.where((poses == 0).all(dim=2), identity[:, None], elbo.nan_to_num(nan=lowest, neginf=lowest))
     return replace(
         found,
         elbo=found.elbo.index_copy(0, rows, elbo[:, 0]),

@@ -418,7 +418,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         """Return what to train on X: the fitted model if it goes on, else a new one."""
         device, model, rescale = resolve_device(self.device), self._model_parameters(), bool(self.rescale)
         if goes_on:
-            rows, _ = check_rows(self, X, image_shape=self.image_shape_)
+            rows = self._rows(X)
             self._check_goes_on(model)
             adam = getattr(self, "_adam", None)
             return learning.continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
@@ -525,6 +525,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         self._check_search()
         aligner = replace(self.aligner_, pose=self._pose_settings())
         warn_of_unlearned(aligner, self.aligner_.pose)
+        if aligner.pose.family != self.aligner_.pose.family:
+            self._check_free(aligner.image_format)
         return replace(aligner, search=self._search_settings(has_proposer=aligner.proposer is not None))
 
     def _settings(self) -> dict[str, Any]:

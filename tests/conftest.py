@@ -1,8 +1,12 @@
 """What the tests share: bundled digits, one small model of them, and a guard on the global random states."""
 
 import copy
+import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,12 +106,45 @@ def avae(fitted) -> AVAEEstimator:
     return copy.deepcopy(fitted)
 
 
+def built_once(folder: Path, name: str, build: Callable[[], Any]) -> Any:
+    """Return what is built by whichever process of the tests needs it first; the others load its pickle."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build()
+    path, lock = folder / f"{name}.pickle", folder / f"{name}.lock"
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        while lock.exists() and not path.exists():
+            time.sleep(0.2)
+        return pickle.loads(path.read_bytes()) if path.exists() else build()
+    try:
+        built = build()
+        (folder / f"{name}.part").write_bytes(pickle.dumps(built))
+        (folder / f"{name}.part").replace(path)
+    except BaseException:
+        lock.unlink()
+        raise
+    return built
+
+
 @pytest.fixture(scope="session")
-def fitted_with_critic(small_avae, digits) -> AVAEEstimator:
+def fitted_with_critic(small_avae, digits, tmp_path_factory) -> AVAEEstimator:
     """One model of the session with a critic and a learned gate: nothing may change it, so take `choosy`."""
-    with unchanged_random_state():
+
+    def build() -> AVAEEstimator:
         model = small_avae(family="linear", critic=True, min_gain="auto", n_refine=3, max_epochs=30)
         return model.set_params(expert__max_iter=200, tol=0.1).fit(digits.X[:2200])
+
+    with unchanged_random_state():
+        return built_once(tmp_path_factory.getbasetemp().parent, "fitted_with_critic", build)
+
+
+@pytest.fixture
+def few_lessons(monkeypatch):
+    """Let critics learn from little: for tests to which it does not matter how good they are."""
+    monkeypatch.setattr("sk_avae.learning.critic_training._IMAGES", 500)
+    monkeypatch.setattr("sk_avae.learning.critic_training._EPOCHS", (2, 4))
+    monkeypatch.setattr("sk_avae.learning.search_models._N_MISTAKES", 400)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from sk_avae import AffineCanonicalizer, datasets
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [
     pytest.mark.skipif(not EXAMPLES.exists(), reason="an installed package has no examples beside it"),
+    pytest.mark.usefixtures("few_lessons"),
     pytest.mark.filterwarnings("default"),  # what other packages warn of is not this one's business
 ]
 

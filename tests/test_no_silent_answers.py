@@ -148,6 +148,8 @@ def test_oblong_rows_without_a_shape_are_refused(quick, digits):
     signals, messages = told(lambda: quick(family="affine", image_shape=(1, 1008)).fit(oblong))
     assert not messages
     assert signals.image_shape_ == (1, 1008)
+    with pytest.raises(ValueError, match="no pose that family='rotation'"):
+        signals.set_params(family="rotation").align(oblong[:2])
 
 
 @pytest.mark.parametrize("n_channels", [3, 4])
@@ -346,6 +348,7 @@ def test_torchs_contexts_change_nothing(plain, quick, digits, name):
     assert_array_equal(model.transform(X[:5]), quick(family="affine").fit(X).transform(X[:5]))
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_torchs_default_type_changes_nothing(quick, digits):
     settings = {"family": "affine", "critic": True, "learned_starts": True}
     expected = quick(**settings).fit(digits.X[:120]).transform(digits.X_test[:5])

@@ -106,6 +106,7 @@ def test_a_refit_forgets_the_critic(choosy, digits):
     assert (choosy.temperature_, choosy.pose_spread_, choosy.min_gain_) == (1.0, {}, None)
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_two_fits_with_a_critic_have_the_same_bits_and_the_same_hash(small_avae, digits, turned):
     parameters = {**QUICK, "critic": True, "min_gain": "auto", "allow_reflection": True, "padding": "border"}
     first, second = (small_avae(**parameters).fit(digits.X[:200].copy()) for _ in range(2))
@@ -124,6 +125,7 @@ def test_the_vae_is_the_same_with_and_without_a_critic(small_avae, digits):
         assert torch.equal(with_critic.module_.state_dict()[name], tensor), name
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
     images = torch.tensor(digits.X[:240]).view(-1, 1, 28, 28) / 255
 
@@ -403,6 +405,7 @@ def crop(X, height, width):
     return X.reshape(-1, 28, 28)[:, :height, :width].reshape(len(X), -1)
 
 
+@pytest.mark.usefixtures("few_lessons")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("height", "width", "pad", "padding", "family", "allow_reflection"),

@@ -265,6 +265,7 @@ def test_shifts_have_the_units_of_the_image(small_avae, digits):
     assert_allclose(model.align(X[:20]).matrix, to_matrix(torch.tensor(model.alpha_[:20]), "rigid"), atol=1e-6)
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_critic_and_gate_learn_from_the_canonical_images(small_avae, turned):
     model = small_avae(align_training=True, critic=True, min_gain="auto", max_epochs=8).fit(turned.X[:600])
     assert model.critic_ is not None

@@ -46,9 +46,10 @@ def warn_of_few_images(aligner: Aligner, n_images: int) -> None:
     wanted = {"proposer": pose.learned_starts, "critic": pose.critic}
     missing = [name for name in wanted if wanted[name] and getattr(models, name) is None]
     if missing and models.min_gain is None:
+        who = f"the {' and the '.join(missing)} {'learns' if len(missing) == 1 else 'learn'}"
         _warn(
-            f"X has {n_images} images, and the {' and the '.join(missing)} learn from 100 or more that are not "
-            f"constant: the search goes without, as with learned_starts=False and critic=False."
+            f"X has {n_images} images, and {who} from 100 or more that are not constant: the search goes without, as "
+            f"with learned_starts=False and critic=False."
         )
 
 

@@ -157,7 +157,10 @@ PARAMETERS = {
         said("learned_starts=True has no effect"),
     ),
     "`critic` set after `fit`": (lambda g: fresh(g, critic=True).align(g.Xt), said("critic=True has no effect")),
-    "`critic` with few images": (lambda g: quick(critic=True).fit(g.X), said("X has 40 images, and the critic learn")),
+    "`critic` with few images": (
+        lambda g: quick(critic=True).fit(g.X),
+        said("X has 40 images, and the critic learns from 100"),
+    ),
     "`batch_size` more than there are images": (
         same_as(lambda g: quick(batch_size=999).fit(g.X), lambda g: quick(batch_size=40).fit(g.X)),
         None,

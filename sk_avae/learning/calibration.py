@@ -12,11 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.affine import wrap_angle
-from ..model.avae import AVAE
-from ..search.certainty import Confidence, log_odds, pose_deviation
-from ..search.objective import Objective
+from ..search.certainty import Confidence, log_odds
 from .critic_training import choice_loss
-from .hypotheses import Hypotheses
 
 _FEWEST_RIGHT = 10
 _NINE_TENTHS = 1.645  # standard deviations to either side
@@ -69,7 +66,7 @@ def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, 
     return temperature, weight * temperature
 
 
-def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor) -> Tensor:
+def pose_spread(alpha: Tensor, true: Tensor, deviation: Tensor, family: str) -> Tensor:
     """Return how far the training images' own poses spread around the canonical one.
 
     The error of a pose is that of the curvature and that of the image, which may have been drawn a little askew. The
@@ -78,24 +75,18 @@ def pose_spread(model: AVAE, hypotheses: Hypotheses, best: Tensor, true: Tensor)
 
     Parameters
     ----------
-    model : AVAE
-    hypotheses : Hypotheses
-    best : Tensor of shape (n,)
-        Which hypothesis was chosen. Images for which it is wrong do not count.
-    true : Tensor of shape (n, n_params)
+    alpha, true, deviation : Tensor of shape (n, n_params)
+        Poses that are right, the true ones and what `certainty.pose_deviation` says of them.
+    family : str
 
     Returns
     -------
     spread : Tensor of shape (n_params,)
         In units of the frame; 0 if fewer than ten poses are right.
     """
-    row = torch.arange(len(best), device=best.device)
-    row = row[hypotheses.right[row, best]]
-    if len(row) < _FEWEST_RIGHT:
+    if len(alpha) < _FEWEST_RIGHT:
         return true.new_zeros(true.shape[1])
-    alpha = hypotheses.alpha[row, best[row]]
-    deviation = pose_deviation(Objective(model, hypotheses.images[row]), alpha)
-    error = wrap_angle(alpha - true[row], model.family)
+    error = wrap_angle(alpha - true, family)
     # Of an angle of which nothing is known no spread is missing.
     missing = ((error / _NINE_TENTHS).square() - deviation.square()).nan_to_num(nan=0.0)
     return missing.quantile(0.9, dim=0).clamp(min=0).sqrt()

@@ -22,7 +22,7 @@ from ..progress import Progress
 from ..search.settings import PoseSettings, SearchSettings
 from .epochs import History, n_steps
 from .recipes import ModelParameters, Recipe
-from .search_models import CALIBRATING, CHOOSING, PROPOSING, Wanted, learn_search_models, n_looked_at
+from .search_models import CALIBRATING, CHOOSING, PROPOSING, Recall, Wanted, learn_search_models, n_looked_at
 from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
 from .vae_training import VAESettings
 
@@ -323,8 +323,16 @@ def _with_search_models(
         return replace(aligner, models=replace(aligner.models, min_gain=0.0))
     search = replace(aligner.search, min_gain=0.0)
     typical = aligner.initializer.typical
+    networks = [(_packed(part.recipe), to_arrays(part.module)) for part in (aligner.vae, aligner.likelihood)]
     models = learn_search_models(
-        model, images, typical, parameters.wanted, search, generator=generator, progress=parameters.progress
+        model,
+        images,
+        typical,
+        parameters.wanted,
+        search,
+        generator=generator,
+        progress=parameters.progress,
+        recall=Recall(parameters.memory, (networks, __version__, torch.__version__)),
     )
     if models is None:
         return aligner

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..model.affine import compose, identity_matrix, invert
 from ..model.avae import AVAE
 from ..model.batches import image_slices
+from ..model.moments import Moments
 from ..search.align import Alignment, align
-from ..search.objective import Objective
-from ..search.proposer import PoseInitializer
+from ..search.objective import Objective, step_units
+from ..search.proposer import PoseInitializer, Proposer, propose
 from ..search.screening import is_duplicate
 from ..search.settings import SearchSettings
 from .perturbation import perturb
@@ -24,6 +25,11 @@ _RIGHT = 0.6
 
 # A temperature at which no hypothesis is given up: unfinished ones would teach the wrong temperature.
 _NONE_GIVEN_UP = 1e9
+
+
+# Modes of the proposer that the critic learns from, and how far off the truth, in steps, the right one may be.
+_N_PROPOSED = 3
+_NEAR_TRUTH = 1.0
 
 
 class Hypotheses(NamedTuple):
@@ -54,7 +60,7 @@ def is_right(found: Tensor, true: Tensor) -> Tensor:
 
 
 def align_in_parts(
-    model: AVAE, images: Tensor, initializer: PoseInitializer, settings: SearchSettings, extra: Tensor | None = None
+    model: AVAE, images: Tensor, initializer: PoseInitializer, settings: SearchSettings
 ) -> Iterator[Alignment]:
     """Align images, some at a time.
 
@@ -64,15 +70,10 @@ def align_in_parts(
     images : Tensor of shape (n, n_channels, height, width)
     initializer : PoseInitializer
     settings : SearchSettings
-    extra : Tensor of shape (n, n_params) or None, default=None
-        One more candidate of each image.
     """
     for rows in image_slices(images):
         some = images[rows]
-        candidates = initializer.candidates(model, some, settings.n_restarts)
-        if extra is not None:
-            candidates = candidates.with_one_more(extra[rows])
-        yield align(Objective(model, some), candidates, settings)
+        yield align(Objective(model, some), initializer.candidates(model, some, settings.n_restarts), settings)
 
 
 def find_hypotheses(
@@ -83,7 +84,6 @@ def find_hypotheses(
     *,
     true: Tensor,
     offset: Tensor | None = None,
-    show_truth: bool = False,
 ) -> Hypotheses:
     """Perturb canonical images by known poses and align them.
 
@@ -98,24 +98,72 @@ def find_hypotheses(
         The poses to perturb by.
     offset : Tensor of shape (n, 2, 3) or None, default=None
         How far off centre the images are in them, see `perturbation.random_offsets`; None is not at all.
-    show_truth : bool, default=False
-        Whether the truth is among the candidates, so that there is nearly always a right hypothesis.
 
     Returns
     -------
     hypotheses : Hypotheses
     """
-    truth = model.matrix(true, images)
-    perturbed = perturb(model, images, truth if offset is None else compose(truth, offset))
+    perturbed, truth = _perturbed(model, images, true, offset)
     settings = replace(settings, temperature=_NONE_GIVEN_UP)
-    results = align_in_parts(model, perturbed, initializer, settings, true if show_truth else None)
+    results = align_in_parts(model, perturbed, initializer, settings)
     found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
     alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     n, k, n_params = alpha.shape
-    poses = alpha.view(-1, n_params)
-    matrix = model.matrix(poses, images)
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
-    log_joint = elbo + Objective(model, perturbed).log_prior(owner, poses).view(n, k)
+    log_prior = Objective(model, perturbed).log_prior(owner, alpha.view(-1, n_params)).view(n, k)
+    return _judged(model, perturbed, alpha, elbo + log_prior, truth)
+
+
+def propose_hypotheses(
+    model: AVAE,
+    images: Tensor,
+    proposer: Proposer,
+    typical: Moments | None,
+    *,
+    true: Tensor,
+    offset: Tensor,
+    generator: torch.Generator,
+) -> Hypotheses:
+    """Perturb canonical images by known poses; return what a proposer takes these for, and poses near the truth.
+
+    No search, so that many images cost little; a critic learns from them as much as from what a search finds.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    proposer : Proposer
+        In evaluation mode.
+    typical : Moments or None
+        See `proposer.moment_pose`.
+    true, offset
+        See `find_hypotheses`.
+    generator : torch.Generator
+        On the CPU: draws how far off the truth the last hypothesis of each image lies.
+
+    Returns
+    -------
+    hypotheses : Hypotheses
+        Their log joint density is 0: it has no say.
+    """
+    perturbed, truth = _perturbed(model, images, true, offset)
+    modes = [propose(proposer, model, perturbed[rows], typical)[0][:, :_N_PROPOSED] for rows in image_slices(images)]
+    noise = torch.randn(true.shape, generator=generator, dtype=torch.float32).to(true)
+    near_truth = true + _NEAR_TRUTH * step_units(model, images) * noise
+    alpha = torch.cat([torch.cat(modes), near_truth[:, None]], dim=1)
+    return _judged(model, perturbed, alpha, alpha.new_zeros(alpha.shape[:2]), truth)
+
+
+def _perturbed(model: AVAE, images: Tensor, true: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return images in known poses, and the matrices of these."""
+    truth = model.matrix(true, images)
+    return perturb(model, images, truth if offset is None else compose(truth, offset)), truth
+
+
+def _judged(model: AVAE, images: Tensor, alpha: Tensor, log_joint: Tensor, truth: Tensor) -> Hypotheses:
+    """Return hypotheses of images in known poses, less those that repeat others."""
+    n, k, n_params = alpha.shape
+    matrix = model.matrix(alpha.view(-1, n_params), images)
     log_joint = log_joint.masked_fill(is_duplicate(matrix.view(n, k, 2, 3)), -math.inf)
     right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
-    return Hypotheses(perturbed, alpha, log_joint, right & log_joint.isfinite())
+    return Hypotheses(images, alpha, log_joint, right & log_joint.isfinite())

@@ -12,15 +12,18 @@ from ..model.affine import compose
 from ..model.avae import AVAE
 from ..model.module_state import RandomStream
 from ..model.moments import Moments
+from ..model.polar import N_ANGLES
 from ..progress import Progress
-from ..search.proposer import N_ANGLES, Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
+from ..search.proposer import Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
 from .epochs import EpochNet, one_cycle, run_epochs
 from .perturbation import perturb, random_places
 
-_BATCH = 256
+_BATCH = 64, 256  # the fewer images there are, the smaller, for more steps
+_STEPS = 300
 _PIXELS = 2**22  # in a batch
-_IMAGES = 450_000  # in all epochs together
-_LR = 3e-3
+_EPOCHS = 7  # over many images; few take more, until they were shown so often in all
+_IMAGES = 20_000
+_LR = 1e-2
 
 
 def proposal_loss(proposer: Proposer, model: AVAE, images: Tensor, rest: Tensor) -> Tensor:
@@ -122,6 +125,9 @@ def train_proposer(
     ValueError
         If the loss or a weight becomes infinite or not a number.
     """
+    max_epochs = max(1, min(max_epochs, max(_EPOCHS, _IMAGES // len(images))))
+    smallest, largest = _BATCH
+    batch_size = min(largest, max(smallest, len(images) * max_epochs // _STEPS))
     net = _ProposerNet(
         proposer,
         nn.Identity,
@@ -131,8 +137,8 @@ def train_proposer(
         draws=generator,
         **one_cycle(
             n_images=len(images),
-            batch_size=max(8, min(_BATCH, _PIXELS // images[0].numel())),
-            max_epochs=max(1, min(max_epochs, _IMAGES // len(images))),
+            batch_size=max(8, min(batch_size, _PIXELS // images[0].numel())),
+            max_epochs=max_epochs,
             lr=_LR,
             progress=progress,
         ),

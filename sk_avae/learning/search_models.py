@@ -1,10 +1,13 @@
 """The search models: proposer, critic and density, learned from training images in known poses, and calibrated."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -25,7 +28,7 @@ from ..search.settings import SearchSettings
 from ..search.starting_poses import reach_of
 from .calibration import calibrate, calibrate_confidence, pose_spread
 from .critic_training import critic_scores_in_batches, train_critic
-from .hypotheses import Hypotheses, align_in_parts, find_hypotheses
+from .hypotheses import Hypotheses, align_in_parts, find_hypotheses, propose_hypotheses
 from .perturbation import perturb, random_places
 from .proposer_training import train_proposer
 
@@ -50,12 +53,11 @@ _EM_STEPS = 500
 # Share of training images that score less at their proposals, and are given the whole table.
 _UNSURE = 0.01
 
+# Of those that calibrate so many tell the critic's first scale, and the gate.
+_N_FEW = 500
+
 # Share of upright training images that an "auto" gate lets move.
 _FALSE_ALARMS = 0.01
-
-# The critic meets hypotheses near their optima, not at them: that takes a fifth of the time.
-_QUICK_SEARCH = SearchSettings(n_restarts=16, n_refine=4, max_iter=4, tol=1e-2)
-
 
 # The stages of learning, as progress calls them.
 PROPOSING, CHOOSING, CALIBRATING = "learning where to start", "learning to choose", "calibrating"
@@ -90,6 +92,55 @@ class Wanted(NamedTuple):
     max_epochs: int
 
 
+class Recall(NamedTuple):
+    """Where search models are kept that were trained before, and what tells one VAE from another.
+
+    Attributes
+    ----------
+    memory : joblib.Memory
+    identity : object
+        What the VAE and the likelihood compute: recipes, weights and the versions of the code, all of which can be
+        hashed.
+    """
+
+    memory: Any
+    identity: Any
+
+
+class Lesson(NamedTuple):
+    """All that the networks of the search depend on; how the search is then set is no part of it."""
+
+    identity: Any
+    images: NDArray[Any]
+    typical: tuple[NDArray[Any], ...] | None
+    family: str
+    scale: tuple[float, ...]
+    background: NDArray[Any]
+    padding: str
+    wanted: Wanted
+    generator_state: NDArray[Any]
+    device: str
+
+
+class Taught(NamedTuple):
+    """What was learned, before it is calibrated for a search.
+
+    Attributes
+    ----------
+    proposer : Proposer or None
+        Trained whenever there is something to learn: the critic learns from its mistakes, wanted or not.
+    density : ShapeDensity or None
+    critic : Critic or None
+    generator_state : ndarray
+        Of the random numbers, for what follows.
+    """
+
+    proposer: Proposer | None
+    density: ShapeDensity | None
+    critic: Critic | None
+    generator_state: NDArray[Any]
+
+
 def learn_search_models(
     model: AVAE,
     images: Tensor,
@@ -99,12 +150,12 @@ def learn_search_models(
     *,
     generator: torch.Generator,
     progress: Progress,
+    recall: Recall | None = None,
 ) -> SearchModels | None:
     """Learn to propose poses and to choose between hypotheses from canonical images, perturbed by known poses.
 
-    The critic learns from the hypotheses of a quick search in which the truth takes part; its scale, the temperature,
-    the spread of poses and the gate are fitted to what the real search finds for images that the critic has not seen
-    (the VAE has).
+    The critic learns from the modes of the proposer and poses near the truth; its scale, the temperature, the spread of
+    poses and the gate are fitted to what the search finds for images that the critic has not seen (the VAE has).
 
     Parameters
     ----------
@@ -121,6 +172,8 @@ def learn_search_models(
         On the CPU: draws images, poses and the critic's training.
     progress : Progress
         Told of every epoch.
+    recall : Recall or None, default=None
+        Finds networks that were trained before from the same; None trains them.
 
     Returns
     -------
@@ -131,46 +184,121 @@ def learn_search_models(
     shown, held_out = _split(images, generator)
     if held_out is None:
         return None
-    initializer, density, critic, proposer = PoseInitializer(typical), None, None, None
+    taught = _taught(model, shown, held_out, typical, wanted, generator, progress, recall)
+    generator.set_state(torch.from_numpy(np.array(taught.generator_state)))
+    progress.stage(CALIBRATING)
+    return _calibrated(model, held_out, typical, wanted, taught, search, generator)
+
+
+def _taught(
+    model: AVAE,
+    shown: Tensor,
+    held_out: Tensor,
+    typical: Moments | None,
+    wanted: Wanted,
+    generator: torch.Generator,
+    progress: Progress,
+    recall: Recall | None,
+) -> Taught:
+    """Train the networks, or find what was trained before from the same."""
+    if recall is None:
+        return teach(None, model, (shown, held_out), typical, wanted, generator, progress)
+    lesson = Lesson(
+        recall.identity,
+        torch.cat([shown, held_out]).cpu().numpy(),
+        typical and tuple(moment.cpu().numpy() for moment in typical),
+        model.family,
+        model.scale,
+        model.background.cpu().numpy(),
+        model.padding,
+        wanted,
+        generator.get_state().numpy(),
+        str(shown.device),
+    )
+    ignored = ["model", "images", "typical", "wanted", "generator", "progress"]
+    remembered: Callable[..., Taught] = recall.memory.cache(teach, ignore=ignored)
+    return remembered(lesson, model, (shown, held_out), typical, wanted, generator, progress)
+
+
+def teach(
+    lesson: Lesson | None,
+    model: AVAE,
+    images: tuple[Tensor, Tensor],
+    typical: Moments | None,
+    wanted: Wanted,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Taught:
+    """Train the networks that a search is helped by.
+
+    Parameters
+    ----------
+    lesson : Lesson or None
+        What a memory knows the result by; the other arguments say the same.
+    model : AVAE
+    images : tuple of Tensor
+        Those to learn from, and those held out.
+    typical, wanted, generator, progress
+        See `learn_search_models`.
+
+    Returns
+    -------
+    taught : Taught
+    """
+    shown, held_out = images
+    density, critic, proposer = None, None, None
     if wanted.critic:
         density = _fitted_density(model, shown, generator)
         model = replace(model, density=density)
-    if wanted.proposer:
+    if wanted.proposer or wanted.critic:
         progress.stage(PROPOSING)
         proposer = _trained_proposer(model, shown, typical, wanted.max_epochs, generator=generator, progress=progress)
         proposer.metric.copy_(typical_metric(Objective(model, held_out[:_N_CURVED])))
-        initializer = PoseInitializer(typical, proposer)
-    if wanted.critic:
+    if wanted.critic and proposer is not None:
         progress.stage(CHOOSING)
-        critic = _trained_critic(model, shown, initializer, generator=generator, progress=progress)
-    progress.stage(CALIBRATING)
-    true, offset = random_places(model, held_out, generator)
+        critic = _trained_critic(model, shown, proposer, typical, generator=generator, progress=progress)
+    return Taught(proposer, density, critic, generator.get_state().numpy())
 
-    def found_by(model: AVAE) -> Hypotheses:
+
+def _calibrated(
+    model: AVAE,
+    held_out: Tensor,
+    typical: Moments | None,
+    wanted: Wanted,
+    taught: Taught,
+    search: SearchSettings,
+    generator: torch.Generator,
+) -> SearchModels:
+    """Calibrate what was taught on held-out images, which the search finds again."""
+    proposer = taught.proposer if wanted.proposer else None
+    initializer, critic = PoseInitializer(typical, proposer), taught.critic
+    model = replace(model, density=taught.density)
+    true, offset = random_places(model, held_out, generator)
+    if proposer is not None and search.n_restarts > 1:
+        perturbed = perturb(model, held_out, compose(model.matrix(true, held_out), offset))
+        proposer.floor.copy_(_first_scores(model, perturbed, initializer, search.n_restarts).quantile(_UNSURE))
+
+    def found_by(model: AVAE, some: slice) -> Hypotheses:
         # One hypothesis is no choice to learn from.
         several = replace(search, n_refine=max(2, search.n_refine))
-        return find_hypotheses(model, held_out, initializer, several, true=true, offset=offset)
+        return find_hypotheses(model, held_out[some], initializer, several, true=true[some], offset=offset[some])
 
-    found = found_by(model)
-    if proposer is not None and search.n_restarts > 1:
-        proposer.floor.copy_(_first_scores(model, found.images, initializer, search.n_restarts).quantile(_UNSURE))
     if critic is not None:
-        critic.scale.fill_(calibrate(critic_scores_in_batches(model, critic, found), found.log_joint, found.right)[1])
-        # Again with the critic's say in the search itself.
+        few = found_by(model, slice(_N_FEW))
+        critic.scale.fill_(calibrate(critic_scores_in_batches(model, critic, few), few.log_joint, few.right)[1])
+        # Now the critic has its say in the search itself.
         model = replace(model, critic=critic)
-        found = found_by(model)
+    found = found_by(model, slice(None))
     scores = torch.zeros_like(found.log_joint) if critic is None else critic_scores_in_batches(model, critic, found)
     temperature, weight = calibrate(scores, found.log_joint, found.right)
     if critic is not None:
         critic.scale.mul_(weight)
-    best = (found.log_joint + weight * scores).argmax(dim=1)
-    spread = pose_spread(model, found, best, true)
-    confidence = _confidence(model, found, weight * scores, temperature, spread, true, initializer)
-    gate = _gate(model, held_out, initializer, replace(search, temperature=temperature))
+    spread, confidence = _certainty(model, found, weight * scores, temperature, true, initializer)
+    gate = _gate(model, held_out[:_N_FEW], initializer, replace(search, temperature=temperature))
     return SearchModels(
-        proposer=proposer and freeze(proposer, images.device),
-        density=density and freeze(density, images.device),
-        critic=critic and freeze(critic, images.device),
+        proposer=proposer and freeze(proposer, held_out.device),
+        density=taught.density and freeze(taught.density, held_out.device),
+        critic=critic and freeze(critic, held_out.device),
         temperature=temperature,
         pose_spread=dict(zip(parameters_of(model.family), spread.tolist(), strict=True)),
         min_gain=gate,
@@ -178,22 +306,23 @@ def learn_search_models(
     )
 
 
-def _confidence(
+def _certainty(
     model: AVAE,
     found: Hypotheses,
     said: Tensor,
     temperature: float,
-    spread: Tensor,
     true: Tensor,
     initializer: PoseInitializer,
-) -> Confidence:
-    """Calibrate the probability that a pose is right, on hypotheses of which the critic said so many nats."""
+) -> tuple[Tensor, Confidence]:
+    """Return the spread of poses, and how probably one is right, from hypotheses of which the critic said so much."""
     score, order = (found.log_joint + said).sort(dim=1, descending=True, stable=True)
     alpha = found.alpha.gather(1, order[:, :, None].expand_as(found.alpha))
     weight = hypothesis_weights(score / temperature, score == -math.inf)
     deviation = pose_deviation(Objective(model, found.images), alpha[:, 0])
+    right = found.right.gather(1, order[:, :1])[:, 0]
+    spread = pose_spread(alpha[right, 0], true[right], deviation[right], model.family)
     deviation = torch.where(deviation == 0, deviation, deviation.hypot(spread.to(deviation)))
-    return calibrate_confidence(
+    return spread, calibrate_confidence(
         chance_of_right(alpha, weight, deviation, model.family),
         initializer.agreement(model, found.images, alpha[:, 0]),
         is_near(alpha[:, 0], true, model.family),
@@ -277,12 +406,19 @@ def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> 
 
 
 def _trained_critic(
-    model: AVAE, images: Tensor, initializer: PoseInitializer, *, generator: torch.Generator, progress: Progress
+    model: AVAE,
+    images: Tensor,
+    proposer: Proposer,
+    typical: Moments | None,
+    *,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
+    images = images[:_N_MISTAKES]
     images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
     true, offset = random_places(model, images, generator)
-    shown = find_hypotheses(model, images, initializer, _QUICK_SEARCH, true=true, offset=offset, show_truth=True)
+    shown = propose_hypotheses(model, images, proposer, typical, true=true, offset=offset, generator=generator)
     stream = _stream(generator, images.device)
     with stream.lent():
         critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)

@@ -5,6 +5,7 @@ in `learning.critic_training`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .vae import EvenLinear
@@ -12,6 +13,7 @@ from .vae import EvenLinear
 _CHANNELS = (16, 32, 32)
 _HIDDEN = 64
 _DROPOUT = 0.2
+_SIDE = 14
 
 
 class Critic(nn.Module):
@@ -36,6 +38,8 @@ class Critic(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         first, second, third = _CHANNELS
+        self.pooling = max(1, min(height, width) // _SIDE)
+        height, width = height // self.pooling, width // self.pooling
         self.widest = first * -(-height // 2) * -(-width // 2)
         self.layers = nn.Sequential(
             *_halving(channels, first, 5),
@@ -51,6 +55,8 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the score of each image, of shape (n,)."""
+        if self.pooling > 1:
+            images = F.avg_pool2d(images, self.pooling)
         return self.layers(images)[:, 0] * self.scale
 
 

@@ -1,7 +1,7 @@
 r"""The proposer: a small network that looks at an image and proposes starting poses.
 
 One pose is not enough: a 6 rotated by half a turn is a 9, and a network that regresses to a single pose ends up
-between the two. The proposer predicts a distribution: a probability for each of 36 angles, and at each angle what the
+between the two. The proposer predicts a distribution: a probability for each of 48 angles, and at each angle what the
 other parameters then are. Its modes are where the search starts; the ELBO decides, as with every other start. An image
 whose modes do not hold most of the probability, or whose ELBO at them is lower than that of nearly all training
 images, gets the whole table of starts besides.
@@ -35,14 +35,11 @@ from ..model.affine import (
 from ..model.avae import AVAE
 from ..model.batches import images_per_batch, in_batches
 from ..model.moments import Moments
-from ..model.vae import EvenLinear
+from ..model.polar import N_ANGLES, PolarNetwork, angles
 from .objective import step_units
 from .screening import CandidatePoses
 from .starting_poses import moment_proposals, reach_of, starting_poses, uses_moments
 
-N_ANGLES = 36
-_CHANNELS = (16, 32, 64)
-_HIDDEN = 256
 # Modes that start a search; one with less probability than this has to wait for the others.
 _N_MODES = 4
 _FAINT = 0.003
@@ -54,7 +51,7 @@ _LARGEST_REST = 1.5
 
 
 class Proposer(nn.Module):
-    """Three convolutions and two linear layers that give an image a distribution over poses.
+    """A network that turns with its image gives it a distribution over poses; see `polar.PolarNetwork`.
 
     Parameters
     ----------
@@ -76,7 +73,7 @@ class Proposer(nn.Module):
     --------
     >>> logits, rest = Proposer((1, 28, 28), "rotation").eval()(torch.zeros(2, 1, 28, 28))
     >>> logits.shape, rest.shape
-    (torch.Size([2, 36]), torch.Size([2, 36, 1]))
+    (torch.Size([2, 48]), torch.Size([2, 48, 1]))
     """
 
     metric: Tensor
@@ -85,24 +82,12 @@ class Proposer(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], family: str) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        first, second, third = _CHANNELS
-        self.widest = first * -(-height // 2) * -(-width // 2)
         self.family = family
         self.n_params = len(parameters_of(family))
-        self.n_bins = N_ANGLES * (1 + (parameters_of(family)[-1] == REFLECTED))
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, first, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(first, second, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(second, third, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            EvenLinear(third * -(-height // 8) * -(-width // 8), _HIDDEN),
-            nn.ReLU(),
-            EvenLinear(_HIDDEN, self.n_bins * (1 + self.n_params)),
-        )
+        n_sides = 1 + (parameters_of(family)[-1] == REFLECTED)
+        self.n_bins = N_ANGLES * n_sides
+        self.network = PolarNetwork(image_shape, n_sides * (1 + self.n_params))
+        self.widest = self.network.widest
         # Not `torch.eye`: on the meta device, on which files are checked, that imports for two seconds.
         self.register_buffer("metric", torch.zeros(self.n_params, self.n_params).fill_diagonal_(1))
         self.register_buffer("floor", torch.tensor(-math.inf))
@@ -116,7 +101,8 @@ class Proposer(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the bins, (n, n_bins), and the rest of the pose there, (n, n_bins, n_params)."""
-        out = self.layers(images).view(len(images), self.n_bins, 1 + self.n_params)
+        out = self.network(images).view(len(images), N_ANGLES, -1, 1 + self.n_params)
+        out = out.transpose(1, 2).reshape(len(images), self.n_bins, 1 + self.n_params)
         return out[:, :, 0], out[:, :, 1:]
 
 
@@ -127,10 +113,8 @@ _DISAGREES = math.radians(60)
 def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
     """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
     centres = like.new_zeros(proposer.n_bins, proposer.n_params)
-    bins = torch.arange(proposer.n_bins, device=like.device)
-    centres[:, 0] = ((bins % N_ANGLES).float() + 0.5) * (2 * math.pi / N_ANGLES) - math.pi
-    if proposer.n_bins > N_ANGLES:
-        centres[:, -1] = (bins >= N_ANGLES).to(like)
+    centres[:, 0] = angles(like).repeat(proposer.n_bins // N_ANGLES)
+    centres[N_ANGLES:, -1] = float(proposer.n_bins > N_ANGLES)
     return centres
 
 

@@ -33,11 +33,6 @@ class CandidatePoses(NamedTuple):
     min_score: float = -math.inf
     metric: Tensor | None = None
 
-    def with_one_more(self, alpha: Tensor) -> "CandidatePoses":
-        """Return the candidates and one more of each image, of shape (n, n_params), which is screened at once."""
-        first = self.first if self.first is None else torch.cat([self.first, self.first[:, :1] | True], dim=1)
-        return self._replace(alpha=torch.cat([self.alpha, alpha[:, None]], dim=1), first=first)
-
     def without_identity(self) -> "CandidatePoses":
         """Return all but the first candidate of each image."""
         return self._replace(alpha=self.alpha[:, 1:], first=None if self.first is None else self.first[:, 1:])

@@ -14,7 +14,7 @@ from torch import nn
 from .aligner import Aligner, SearchModels
 from .images import ImageFormat
 from .model.contexts import in_plain_torch
-from .model.critic import Critic
+from .model.critic import Critic, is_pooled
 from .model.likelihoods import LIKELIHOODS
 from .model.module_state import Network, pack, rebuild, to_arrays, unpack
 from .model.shape_density import ShapeDensity
@@ -98,13 +98,19 @@ def network_recipes(state: Mapping[str, Any], frame_shape: tuple[int, int, int])
     frame_shape : tuple of int
         (n_channels, height, width) of what the networks see.
     """
-    _, family = state["proposer_"] or (None, None)
+    proposer, family = state["proposer_"] or ({}, None)
+    # Networks of version 0.1 are told by their weights.
+    convolutional = any(name.startswith("layers.") for name in proposer)
+    pooled = is_pooled(state["critic_"] or {}, frame_shape)
     return {
         "module_": state["_recipe"],
         "likelihood_": state["_likelihood_recipe"],
         "density_": {"module": ShapeDensity, "arguments": {}},
-        "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape}},
-        "proposer_": {"module": Proposer, "arguments": {"image_shape": frame_shape, "family": family}},
+        "critic_": {"module": Critic, "arguments": {"image_shape": frame_shape, "pooled": pooled}},
+        "proposer_": {
+            "module": Proposer,
+            "arguments": {"image_shape": frame_shape, "family": family, "convolutional": convolutional},
+        },
     }
 
 

@@ -26,10 +26,13 @@ from ..model.batches import images_per_batch, in_batches
 from ..model.critic import Critic
 from ..model.module_state import RandomStream
 from ..progress import Progress
+from ..search.objective import step_units
 from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
-_EPOCHS = 3, 8  # few images take more, but no more than
+# Epochs over many images, for a family that only turns and for others; few images take more, but no more than so many.
+_EPOCHS = 3, 6
+_MOST_EPOCHS = 8
 _IMAGES = 24_000  # in all epochs together, at least
 _BATCH = 128
 _PIXELS = 2**24  # in a batch, over all hypotheses
@@ -139,7 +142,7 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
-    fewest, most = _EPOCHS
+    fewest = _EPOCHS[int(step_units(model, hypotheses.alpha).count_nonzero() > 1)]
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step
@@ -148,7 +151,7 @@ def train_critic(
         **one_cycle(
             n_images=len(dataset),
             batch_size=max(8, min(_BATCH, _PIXELS // pixels_per_image)),
-            max_epochs=min(most, max(fewest, _IMAGES // len(dataset))),
+            max_epochs=min(_MOST_EPOCHS, max(fewest, _IMAGES // len(dataset))),
             lr=_LR,
             progress=progress,
         ),

@@ -12,8 +12,8 @@ from ..model.affine import compose
 from ..model.avae import AVAE
 from ..model.module_state import RandomStream
 from ..model.moments import Moments
-from ..model.polar import N_ANGLES
 from ..progress import Progress
+from ..search.objective import step_units
 from ..search.proposer import Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
 from .epochs import EpochNet, one_cycle, run_epochs
 from .perturbation import perturb, random_places
@@ -21,8 +21,9 @@ from .perturbation import perturb, random_places
 _BATCH = 64, 256  # the fewer images there are, the smaller, for more steps
 _STEPS = 300
 _PIXELS = 2**22  # in a batch
-_EPOCHS = 7  # over many images; few take more, until they were shown so often in all
-_IMAGES = 20_000
+# Epochs over many images, for a family that only turns and for others; and how many images, shown again, few make up.
+_EPOCHS = 7, 14
+_IMAGES = 20_000, 40_000
 _LR = 1e-2
 
 
@@ -39,9 +40,10 @@ def proposal_loss(proposer: Proposer, model: AVAE, images: Tensor, rest: Tensor)
         What is left to find.
     """
     logits, found = proposer(images)
-    angle = ((rest[:, 0] + math.pi) * (N_ANGLES / (2 * math.pi))).long().clamp(0, N_ANGLES - 1)
-    bins = angle + N_ANGLES * (rest[:, -1] > 0.5) if proposer.n_bins > N_ANGLES else angle
-    units = output_units(model, rest)
+    n_angles = proposer.n_angles
+    angle = ((rest[:, 0] + math.pi) * (n_angles / (2 * math.pi))).long().clamp(0, n_angles - 1)
+    bins = angle + n_angles * (rest[:, -1] > 0.5) if proposer.n_bins > n_angles else angle
+    units = output_units(model, rest, n_angles)
     distance = (rest - bin_centres(proposer, rest)[bins]) / units.clamp(min=1e-6)
     # What the moments got altogether wrong teaches no more than that.
     wanted = (distance * (units > 0)).clamp(-10, 10)
@@ -125,7 +127,8 @@ def train_proposer(
     ValueError
         If the loss or a weight becomes infinite or not a number.
     """
-    max_epochs = max(1, min(max_epochs, max(_EPOCHS, _IMAGES // len(images))))
+    harder = int(step_units(model, images).count_nonzero() > 1)
+    max_epochs = max(1, min(max_epochs, max(_EPOCHS[harder], _IMAGES[harder] // len(images))))
     smallest, largest = _BATCH
     batch_size = min(largest, max(smallest, len(images) * max_epochs // _STEPS))
     net = _ProposerNet(

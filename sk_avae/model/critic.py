@@ -4,6 +4,9 @@ The ELBO alone is often *higher* at a wrong pose: a stretched 4 makes a fine 9. 
 in `learning.critic_training`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +28,8 @@ class Critic(nn.Module):
     ----------
     image_shape : tuple of int
         (n_channels, height, width).
+    pooled : bool, default=True
+        Whether large images are pooled to about 14 pixels a side first; those of version 0.1 were not.
 
     Examples
     --------
@@ -34,11 +39,11 @@ class Critic(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], *, pooled: bool = True) -> None:
         super().__init__()
         channels, height, width = image_shape
         first, second, third = _CHANNELS
-        self.pooling = max(1, min(height, width) // _SIDE)
+        self.pooling = max(1, min(height, width) // _SIDE) if pooled else 1
         height, width = height // self.pooling, width // self.pooling
         self.widest = first * -(-height // 2) * -(-width // 2)
         self.layers = nn.Sequential(
@@ -58,6 +63,13 @@ class Critic(nn.Module):
         if self.pooling > 1:
             images = F.avg_pool2d(images, self.pooling)
         return self.layers(images)[:, 0] * self.scale
+
+
+def is_pooled(arrays: Mapping[str, Any], image_shape: tuple[int, int, int]) -> bool:
+    """Tell whether weights are those of a critic that pools images of such a shape, by the shape of one."""
+    name = "layers.11.weight"
+    with torch.device("meta"):
+        return name in arrays and arrays[name].shape == tuple(Critic(image_shape).state_dict()[name].shape)
 
 
 def _halving(inputs: int, outputs: int, width: int) -> list[nn.Module]:

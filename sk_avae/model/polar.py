@@ -24,6 +24,7 @@ from .vae import EvenLinear
 N_ANGLES = 48
 _N_RINGS = 16
 _CHANNELS = 64
+_HIDDEN = 64
 # Larger images are pooled to about so many pixels a side.
 _SIDE = 32
 # Readings are brought to this contrast, but noise is not: a standard deviation that counts as none.
@@ -31,7 +32,7 @@ _FLAT = 0.02
 
 
 class PolarNetwork(nn.Module):
-    """Features of an image as seen from each of 48 angles: one layer that looks at whole rings, and a linear one.
+    """Numbers for each of 48 angles: one layer that looks at whole rings, and two that look at each angle's features.
 
     Brightness and contrast of an image have no part in them.
 
@@ -57,7 +58,7 @@ class PolarNetwork(nn.Module):
         n_readings = channels * _N_RINGS
         self.rings = nn.Parameter(torch.randn(n_readings, _CHANNELS, N_ANGLES) / math.sqrt(n_readings * N_ANGLES))
         self.bias = nn.Parameter(torch.zeros(_CHANNELS))
-        self.head = EvenLinear(_CHANNELS, n_outputs)
+        self.head = nn.Sequential(EvenLinear(_CHANNELS, _HIDDEN), nn.ReLU(), EvenLinear(_HIDDEN, n_outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the outputs at each angle, of shape (n, 48, n_outputs)."""
@@ -83,9 +84,9 @@ class PolarNetwork(nn.Module):
         return (read / contrast).view(len(images), -1, N_ANGLES)
 
 
-def angles(like: Tensor) -> Tensor:
-    """Return the angles, in radians counter-clockwise, from -pi to pi: the centres of 48 bins."""
-    return (torch.arange(N_ANGLES, device=like.device).to(like) + 0.5) * (2 * math.pi / N_ANGLES) - math.pi
+def angles(like: Tensor, n: int = N_ANGLES) -> Tensor:
+    """Return angles in radians counter-clockwise from -pi to pi: the centres of `n` bins."""
+    return (torch.arange(n, device=like.device).to(like) + 0.5) * (2 * math.pi / n) - math.pi
 
 
 def _fourier_matrices(like: Tensor) -> tuple[Tensor, Tensor]:

@@ -253,10 +253,10 @@ def fused(module: nn.Module) -> nn.Module:
         Equal up to rounding, for linear layers bit by bit. It shares their weights.
     """
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    if type(module) not in (ConvVAE, MLPVAE) or module.training or hooked:
-        return module
-    if type(module) is MLPVAE:
+    if type(module) is MLPVAE and not module.training and not hooked:
         return _with_cut_layers(module)
+    if type(module) is not ConvVAE or module.training or hooked:
+        return module
     module = copy.deepcopy(module)
     for layers in (module.encoder, module.decoder):
         for i, (layer, norm) in enumerate(pairwise(list(layers))):

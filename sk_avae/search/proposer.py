@@ -36,10 +36,12 @@ from ..model.avae import AVAE
 from ..model.batches import images_per_batch, in_batches
 from ..model.moments import Moments
 from ..model.polar import N_ANGLES, PolarNetwork, angles
+from ..model.vae import EvenLinear
 from .objective import step_units
 from .screening import CandidatePoses
 from .starting_poses import moment_proposals, reach_of, starting_poses, uses_moments
 
+_N_ANGLES_THEN = 36
 # Modes that start a search; one with less probability than this has to wait for the others.
 _N_MODES = 4
 _FAINT = 0.003
@@ -59,9 +61,13 @@ class Proposer(nn.Module):
         (n_channels, height, width).
     family : str
         Whose poses are proposed.
+    convolutional : bool, default=False
+        Whether it has the network of version 0.1, convolutions that look at 36 angles: files of then have its weights.
 
     Attributes
     ----------
+    n_angles, n_bins : int
+        The circle's bins, and those of mirrored images besides.
     metric : Tensor of shape (n_params, n_params)
         See `certainty.typical_metric`.
     floor : Tensor of shape ()
@@ -80,14 +86,19 @@ class Proposer(nn.Module):
     floor: Tensor
     reach: Tensor
 
-    def __init__(self, image_shape: tuple[int, int, int], family: str) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], family: str, *, convolutional: bool = False) -> None:
         super().__init__()
         self.family = family
         self.n_params = len(parameters_of(family))
         n_sides = 1 + (parameters_of(family)[-1] == REFLECTED)
-        self.n_bins = N_ANGLES * n_sides
-        self.network = PolarNetwork(image_shape, n_sides * (1 + self.n_params))
-        self.widest = self.network.widest
+        n_outputs = n_sides * (1 + self.n_params)
+        self.n_angles = _N_ANGLES_THEN if convolutional else N_ANGLES
+        self.n_bins = self.n_angles * n_sides
+        if convolutional:
+            self.layers = _convolutions(image_shape, self.n_angles * n_outputs)
+        else:
+            self.network = PolarNetwork(image_shape, n_outputs)
+            self.widest = self.network.widest
         # Not `torch.eye`: on the meta device, on which files are checked, that imports for two seconds.
         self.register_buffer("metric", torch.zeros(self.n_params, self.n_params).fill_diagonal_(1))
         self.register_buffer("floor", torch.tensor(-math.inf))
@@ -101,9 +112,26 @@ class Proposer(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the bins, (n, n_bins), and the rest of the pose there, (n, n_bins, n_params)."""
-        out = self.network(images).view(len(images), N_ANGLES, -1, 1 + self.n_params)
-        out = out.transpose(1, 2).reshape(len(images), self.n_bins, 1 + self.n_params)
+        if self.n_angles == N_ANGLES:
+            out = self.network(images).view(len(images), N_ANGLES, -1, 1 + self.n_params).transpose(1, 2)
+        else:
+            out = self.layers(images)
+        out = out.reshape(len(images), self.n_bins, 1 + self.n_params)
         return out[:, :, 0], out[:, :, 1:]
+
+
+def _convolutions(image_shape: tuple[int, int, int], n_outputs: int) -> nn.Sequential:
+    """Return the layers of version 0.1."""
+    channels, height, width = image_shape
+    first, second, third, hidden = 16, 32, 64, 256
+    return nn.Sequential(
+        *(nn.Conv2d(channels, first, 5, stride=2, padding=2), nn.ReLU()),
+        *(nn.Conv2d(first, second, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(second, third, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Flatten(),
+        *(EvenLinear(third * -(-height // 8) * -(-width // 8), hidden), nn.ReLU()),
+        EvenLinear(hidden, n_outputs),
+    )
 
 
 # Angles that are farther apart are no less wrong.
@@ -113,15 +141,17 @@ _DISAGREES = math.radians(60)
 def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
     """Return what each bin stands for, of shape (n_bins, n_params): an angle, and whether reflected."""
     centres = like.new_zeros(proposer.n_bins, proposer.n_params)
-    centres[:, 0] = angles(like).repeat(proposer.n_bins // N_ANGLES)
-    centres[N_ANGLES:, -1] = float(proposer.n_bins > N_ANGLES)
+    n_angles = proposer.n_angles
+    centres[:, 0] = angles(like, n_angles).repeat(proposer.n_bins // n_angles)
+    if proposer.n_bins > n_angles:
+        centres[n_angles:, -1] = 1.0
     return centres
 
 
-def output_units(model: AVAE, like: Tensor) -> Tensor:
+def output_units(model: AVAE, like: Tensor, n_angles: int = N_ANGLES) -> Tensor:
     """Return the unit of the network's outputs per parameter: half a bin, and a restart's typical distance."""
     units = step_units(model, like)
-    units[0] = math.pi / N_ANGLES if units[0] > 0 else 0.0
+    units[0] = math.pi / n_angles if units[0] > 0 else 0.0
     return units
 
 
@@ -193,13 +223,13 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
 
     # In double precision: some functions round the last bit by their place in the block, which must not show.
     out = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num()
-    share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, N_ANGLES), out[:, :, 1:]
+    share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, proposer.n_angles), out[:, :, 1:]
     before, after = share.roll(1, dims=2), share.roll(-1, dims=2)
     peaks = (share >= before) & (share > after)
     found = ((share + before + after) * peaks).flatten(1).topk(_N_MODES, dim=1)
-    units = output_units(model, rest)
+    units = output_units(model, rest, proposer.n_angles)
     limit = torch.full_like(units, _LARGEST_REST)
-    limit[0] = _LARGEST_OFFSET * math.pi / N_ANGLES
+    limit[0] = _LARGEST_OFFSET * math.pi / proposer.n_angles
     modes = found.indices[:, :, None].expand(-1, -1, rest.shape[2])
     free = rest.new_tensor([float(s > 0) for s in model.scale])
     poses = bin_centres(proposer, rest)[found.indices] * free + (rest.gather(1, modes) * units).clamp(-limit, limit)
@@ -234,7 +264,7 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
     centres = bin_centres(proposer, rest).double()
     distance = wrap_angle((centres[None, :, :1] - rest[:, None, :1].double()).flatten(0, 1), "rotation")
     distance = distance.view(len(images), -1).abs().clamp(max=_DISAGREES)
-    if proposer.n_bins > N_ANGLES:
+    if proposer.n_bins > proposer.n_angles:
         mirrored = (centres[None, :, -1] - rest[:, None, -1].double()).abs() > 0.5
         distance = distance.masked_fill(mirrored, _DISAGREES)
     return 1 - (share * distance).sum(dim=1) / _DISAGREES

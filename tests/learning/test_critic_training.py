@@ -34,7 +34,7 @@ def held_out(model, starts, digits):
     """Hypotheses for 400 test digits, found without knowing the truth."""
     images = tensors(digits.X_test[:400])
     true = random_poses(400, model.family, model.scale, generator(5))
-    return find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=False)
+    return find_hypotheses(model, images, starts, SEARCH, true=true)
 
 
 def new_critic(shape=(1, 28, 28), seed=0):
@@ -104,7 +104,7 @@ def test_judging_in_blocks_gives_the_same_scores_without_a_graph(model, held_out
 def shown(model, starts, digits, n=1200):
     images = tensors(digits.X[:n])
     true = random_poses(n, model.family, model.scale, generator())
-    return find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
+    return find_hypotheses(model, images, starts, SEARCH, true=true)
 
 
 def trained(model, hypotheses, seed=0, progress=SILENT):

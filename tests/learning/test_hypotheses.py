@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sk_avae.learning import hypotheses
-from sk_avae.learning.hypotheses import align_in_parts, find_hypotheses, is_right
+from sk_avae.learning.hypotheses import align_in_parts, find_hypotheses, is_right, propose_hypotheses
 from sk_avae.learning.perturbation import random_poses
 from sk_avae.model.affine import compose, to_matrix, with_reflection
+from sk_avae.search.objective import step_units
+from sk_avae.search.proposer import Proposer, propose
 from sk_avae.search.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
@@ -50,7 +52,7 @@ def test_the_mirror_image_is_wrong():
 def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    found = find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
+    found = find_hypotheses(model, images, starts, SEARCH, true=true)
     assert found.alpha.shape == (40, 4, 4)
     truth = model.matrix(true, images)
     # Warped by the truth, the perturbed digit is the digit again.
@@ -66,16 +68,22 @@ def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, starts, di
     assert torch.equal(found.right, right & counts)
 
 
-def test_the_truth_among_the_starts_leads_to_a_right_hypothesis(model, starts, digits):
-    images = tensors(digits.X[:150])
-    true = random_poses(150, model.family, model.scale, generator())
-    few = replace(SEARCH, n_restarts=2)
-    blind, shown = (
-        find_hypotheses(model, images, starts, few, true=true, show_truth=show).right.any(dim=1).float().mean()
-        for show in (False, True)
-    )
-    assert shown > 0.9
-    assert shown > blind + 0.3
+def test_proposals_are_the_modes_of_the_proposer_and_a_pose_near_the_truth(model, digits):
+    images = tensors(digits.X[:60])
+    true = random_poses(60, model.family, model.scale, generator())
+    offset = torch.eye(2, 3).repeat(60, 1, 1)
+    with torch.random.fork_rng(devices=[]):
+        proposer = Proposer((1, 28, 28), model.family).eval().requires_grad_(False)
+    found = propose_hypotheses(model, images, proposer, None, true=true, offset=offset, generator=generator())
+    modes = propose(proposer, model, found.images, None)[0]
+    assert torch.equal(found.alpha[:, :-1], modes[:, : found.alpha.shape[1] - 1])
+    assert ((found.alpha[:, -1] - true).abs() < 4 * step_units(model, images)).all()
+    assert found.right[:, -1].float().mean() > 0.5
+    truth = model.matrix(true, images)
+    for j in range(found.alpha.shape[1]):
+        counts = found.log_joint[:, j] == 0
+        assert torch.equal(found.right[:, j], counts & is_right(model.matrix(found.alpha[:, j], images), truth))
+    assert set(found.log_joint.unique().tolist()) <= {0.0, -INFINITE}
 
 
 def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
@@ -91,18 +99,18 @@ def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
 def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    whole = find_hypotheses(model, images, starts, SEARCH, true=true, show_truth=True)
+    whole = find_hypotheses(model, images, starts, SEARCH, true=true)
     rows = slice(11, 18)
-    part = find_hypotheses(model, images[rows], starts, SEARCH, true=true[rows], show_truth=True)
+    part = find_hypotheses(model, images[rows], starts, SEARCH, true=true[rows])
     for name, tensor in part._asdict().items():
         assert torch.equal(tensor, getattr(whole, name)[rows]), name
 
 
 def test_images_are_aligned_in_parts_as_all_at_once(model, starts, digits, monkeypatch):
-    images, extra = tensors(digits.X[:40]), random_poses(40, model.family, model.scale, generator())
-    (whole,) = align_in_parts(model, images, starts, SEARCH, extra)
+    images = tensors(digits.X[:40])
+    (whole,) = align_in_parts(model, images, starts, SEARCH)
     monkeypatch.setattr(hypotheses, "image_slices", lambda images: (slice(0, 17), slice(17, 40)))
-    parts = list(align_in_parts(model, images, starts, SEARCH, extra))
+    parts = list(align_in_parts(model, images, starts, SEARCH))
     assert [len(part.alpha) for part in parts] == [17, 23]
     for name in ("alpha", "gain", "hypotheses", "hypothesis_elbo", "hypothesis_weight"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name

@@ -10,8 +10,9 @@ from sk_avae.learning import proposer_training
 from sk_avae.learning.perturbation import perturb, random_places, random_poses
 from sk_avae.learning.proposer_training import proposal_loss, train_proposer
 from sk_avae.model.affine import FAMILIES, parameters_of, with_reflection
+from sk_avae.model.polar import N_ANGLES
 from sk_avae.progress import SILENT
-from sk_avae.search.proposer import N_ANGLES, Proposer, bin_centres, output_units
+from sk_avae.search.proposer import Proposer, bin_centres, output_units
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -33,7 +34,7 @@ class Told:
 
     def __init__(self, family, logits, rest):
         self.logits, self.rest = logits, rest
-        self.n_bins, self.n_params = logits.shape[1], len(parameters_of(family))
+        self.n_angles, self.n_bins, self.n_params = N_ANGLES, logits.shape[1], len(parameters_of(family))
 
     def __call__(self, images):
         return self.logits, self.rest[:, None].expand(-1, self.n_bins, -1)
@@ -140,7 +141,7 @@ def test_training_repeats_with_its_generators(capsys):
         assert capsys.readouterr().out == ""
     one, same, other = states
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
+    assert not torch.equal(one["network.rings"], other["network.rings"])
 
 
 def test_a_trained_proposer_tells_poses_that_it_has_not_seen():
@@ -152,9 +153,12 @@ def test_a_trained_proposer_tells_poses_that_it_has_not_seen():
     assert loss < math.log(N_ANGLES) - 0.5
 
 
-@pytest.mark.parametrize(("max_epochs", "most", "n_epochs"), [(3, 450_000, 3), (3, 100, 2), (3, 1, 1)])
-def test_many_images_take_fewer_epochs_but_one(monkeypatch, max_epochs, most, n_epochs):
-    monkeypatch.setattr(proposer_training, "_IMAGES", most)
+@pytest.mark.parametrize(
+    ("max_epochs", "fewest", "n_images", "n_epochs"), [(9, 4, 400, 9), (9, 4, 240, 6), (9, 4, 1, 4), (2, 4, 400, 2)]
+)
+def test_few_images_take_more_epochs_but_not_more_than_wanted(monkeypatch, max_epochs, fewest, n_images, n_epochs):
+    monkeypatch.setattr(proposer_training, "_EPOCHS", (fewest, 100))
+    monkeypatch.setattr(proposer_training, "_IMAGES", (n_images, 4000))
     calls = []
     monkeypatch.setattr(proposer_training, "random_places", lambda *args: calls.append(1) or random_places(*args))
     images = digits("train", 40)

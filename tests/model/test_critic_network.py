@@ -42,13 +42,22 @@ def test_each_convolution_halves_the_sides_rounded_up_and_the_first_is_the_wides
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda layer, given, out: sizes.append(tuple(out.shape[1:])))
     critic(torch.zeros(1, *shape))
-    height, width = shape[1:]
+    height, width = (side // critic.pooling for side in shape[1:])
     for channels, h, w in sizes:
         height, width = -(-height // 2), -(-width // 2)
         assert (h, w) == (height, width)
         assert channels * h * w <= critic.widest
     assert critic.widest == sizes[0][0] * sizes[0][1] * sizes[0][2]
     assert len(sizes) == 3
+
+
+@pytest.mark.parametrize(("side", "pooling"), [(8, 1), (27, 1), (28, 2), (32, 2), (64, 4), (128, 9)])
+def test_large_images_are_pooled_to_about_fourteen_pixels_a_side(side, pooling):
+    critic = critic_of((1, side, side))
+    assert critic.pooling == pooling
+    images = torch.rand(16, 1, side, side, generator=torch.Generator().manual_seed(0))
+    small = nn.functional.avg_pool2d(images, pooling)
+    assert torch.equal(critic(images), critic.layers(small)[:, 0])
 
 
 def test_training_drops_hidden_values_and_evaluation_does_not():

@@ -49,7 +49,8 @@ class Told:
 
     def __init__(self, family, probability, rest=()):
         self.n_params = len(parameters_of(family))
-        self.n_bins = 36 * (1 + ("+" in family))
+        self.n_angles = 48
+        self.n_bins = 48 * (1 + ("+" in family))
         self.logits = torch.full((self.n_bins,), -60.0)
         for where, share in probability.items():
             self.logits[where] = math.log(share)
@@ -61,9 +62,9 @@ class Told:
 
 
 # Neighbours count with their peak, round the circle, too.
-PEAKS = {3: 0.5, 20: 0.3, 21: 0.1, 30: 0.04, 35: 0.03, 0: 0.02}
+PEAKS = {3: 0.5, 20: 0.3, 21: 0.1, 30: 0.04, 47: 0.03, 0: 0.02}
 SHARES = [0.5, 0.4, 0.05, 0.04]
-DEGREES = [-145.0, 25.0, 175.0, 125.0]
+DEGREES = [-153.75, -26.25, 176.25, 48.75]
 
 
 def test_modes_are_the_peaks_with_their_neighbours_most_probable_first(turned):
@@ -75,7 +76,7 @@ def test_modes_are_the_peaks_with_their_neighbours_most_probable_first(turned):
     torch.testing.assert_close(share.float(), expected.expand(3, 4), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("offset", "degrees"), [(0.5, 2.5), (-1.0, -5.0), (9.0, 10.0), (-9.0, -10.0)])
+@pytest.mark.parametrize(("offset", "degrees"), [(0.5, 1.875), (-1.0, -3.75), (9.0, 7.5), (-9.0, -7.5)])
 def test_the_rest_of_an_angle_counts_half_bins_and_two_of_them_at_most(turned, offset, degrees):
     alpha, _ = propose(Told("rotation", PEAKS, (offset,)), avae_of(), images_of(turned.X[:1]), None)
     found = (alpha[0, :, 0].rad2deg() - torch.tensor(DEGREES) - degrees + 180) % 360 - 180
@@ -91,9 +92,9 @@ def test_the_rest_of_other_parameters_counts_typical_distances_and_is_bounded(tu
 
 def test_bins_of_mirrored_images_follow_those_of_the_others(turned):
     family = with_reflection("rotation")
-    told = Told(family, {3: 0.5, 20 + 36: 0.4, 30: 0.1})
+    told = Told(family, {3: 0.5, 20 + 48: 0.4, 30: 0.1})
     alpha, _ = propose(told, avae_of(family), images_of(turned.X[:1]), None)
-    torch.testing.assert_close(alpha[0, :3, 0].rad2deg(), torch.tensor([-145.0, 25.0, 125.0]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(alpha[0, :3, 0].rad2deg(), torch.tensor([-153.75, -26.25, 48.75]), rtol=0, atol=1e-3)
     assert alpha[0, :3, 1].tolist() == [0.0, 1.0, 0.0]
 
 
@@ -115,7 +116,7 @@ def test_proposals_come_after_the_pose_of_the_moments(turned):
     [
         ({3: 0.6, 20: 0.39, 10: 0.004, 15: 0.002}, [True, True, True, True, False, False, False, False]),
         # Not sure: the four modes hold too little.
-        (dict.fromkeys(range(0, 36, 4), 0.1), [True] * 8),
+        (dict.fromkeys(range(0, 48, 4), 0.1), [True] * 8),
     ],
 )
 def test_faint_modes_and_the_table_wait_unless_the_image_is_unsure(turned, probability, first):
@@ -185,7 +186,7 @@ def test_a_family_that_reflects_proposes_mirrored_poses(turned):
     proposer = untrained(family)
     alpha, _ = propose(proposer, avae_of(family), images_of(turned.X[:50]), None)
     assert set(alpha[:, :, -1].unique().tolist()) <= {0.0, 1.0}
-    assert proposer(torch.zeros(1, 1, 28, 28))[0].shape == (1, 72)
+    assert proposer(torch.zeros(1, 1, 28, 28))[0].shape == (1, 96)
 
 
 def test_frozen_parameters_are_proposed_at_zero(turned):

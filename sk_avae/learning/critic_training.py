@@ -1,13 +1,12 @@
-r"""The critic's training: it learns to pick a right one among the hypotheses that alignment finds.
+r"""The critic's training: it learns to pick a right one among hypotheses.
 
-Training images are perturbed and aligned; of the hypotheses :math:`h` that alignment finds for an image the critic has
-to pick one that is right,
+Training images are perturbed; of the hypotheses :math:`h` for an image, modes of the proposer and a pose near the truth
+(see `hypotheses.propose_hypotheses`), the critic has to pick one that is right,
 
-.. math:: p(h) \propto \exp( w \cdot \text{critic}(A_h x) + \log p(x, h) / T ),
+.. math:: p(h) \propto \exp( \text{critic}(A_h x) ).
 
-where the log joint density is ELBO plus log prior, and T is high, so that the critic learns what that density does not
-know. T and the weight w are fitted afterwards (`calibration`) on hypotheses for images that the critic was not trained
-on, so that the weights of hypotheses are calibrated.
+What it is worth beside ELBO and log prior is fitted afterwards (`calibration`) on hypotheses that the search finds for
+images that the critic was not trained on, so that the weights of hypotheses are calibrated.
 
 References
 ----------
@@ -31,14 +30,12 @@ from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
 # Epochs over many images, for a family that only turns and for others; few images take more, but no more than so many.
-_EPOCHS = 3, 6
+_EPOCHS = 5, 6
 _MOST_EPOCHS = 8
 _IMAGES = 24_000  # in all epochs together, at least
 _BATCH = 128
 _PIXELS = 2**24  # in a batch, over all hypotheses
 _LR = 1.2e-2
-# A nat of the log joint density says so little to what the critic learns: it is to know better, not the same again.
-_TEMPERATURE = 50.0
 
 
 def critic_scores(model: AVAE, critic: nn.Module, hypotheses: Hypotheses) -> Tensor:
@@ -93,7 +90,8 @@ class _CriticNet(EpochNet):
         """Compute the loss of a batch of hypotheses, and its gradient."""
         self._set_training(True)
         found = Hypotheses(*batch[0])
-        scores = critic_scores(self.model, self.module_, found) + found.log_joint / _TEMPERATURE
+        repeats = found.log_joint == -math.inf
+        scores = critic_scores(self.model, self.module_, found).masked_fill(repeats, -math.inf)
         loss = choice_loss(scores, found.right)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}

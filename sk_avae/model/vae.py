@@ -59,44 +59,6 @@ class EvenLinear(nn.Linear):
         return torch.cat([_summed_in_pieces(x, *part) for part in parts], dim=1)[:, : self.out_features]
 
 
-class CutLinear(nn.Module):
-    """An `EvenLinear` in evaluation mode whose pieces were cut beforehand: for few rows the cutting takes the time.
-
-    Parameters
-    ----------
-    layer : EvenLinear
-        Whose weights are shared, and no longer to be trained.
-    """
-
-    def __init__(self, layer: EvenLinear) -> None:
-        super().__init__()
-        self.out_features = layer.out_features
-        self.padding = -layer.in_features % _EVEN_WIDTH
-        more_out = -layer.out_features % _EVEN_WIDTH
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        if self.padding or more_out:
-            weight, bias = F.pad(weight, (0, self.padding, 0, more_out)), F.pad(bias, (0, more_out))
-        rows, self.columns = _piece(len(weight)), _piece(weight.shape[1])
-        self.pieces = [
-            (some_bias, list(torch.split(some, self.columns, dim=1)))
-            for some, some_bias in zip(torch.split(weight, rows), torch.split(bias, rows), strict=True)
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the product, of shape (n, out_features), bit by bit that of the layer."""
-        if self.padding:
-            x = F.pad(x, (0, self.padding))
-        columns = x.split(self.columns, dim=1)  # type: ignore[no-untyped-call]
-        totals = []
-        for bias, weights in self.pieces:
-            total = F.linear(columns[0], weights[0], bias)
-            for some, weight in zip(columns[1:], weights[1:], strict=True):
-                total = torch.addmm(total, some, weight.t())
-            totals.append(total)
-        whole = totals[0] if len(totals) == 1 else torch.cat(totals, dim=1)
-        return whole if whole.shape[1] == self.out_features else whole[:, : self.out_features]
-
-
 def _piece(width: int) -> int:
     """Return the width of even pieces, multiples of 16, none of which is wider than `_LONGEST_SUM`."""
     n_pieces = -(-width // _LONGEST_SUM)
@@ -236,11 +198,10 @@ MODULES = {"mlp": MLPVAE, "conv": ConvVAE}
 
 
 def fused(module: nn.Module) -> nn.Module:
-    """Return a module that computes the same as a built-in VAE in evaluation mode, faster.
+    """Return a module that computes the same as a `ConvVAE` in evaluation mode, faster.
 
-    Linear layers are cut beforehand. Batch norms are folded into the convolutions before them, and the weights put into
-    the memory format in which convolutions are fastest. Any other module comes back itself: what happens between its
-    layers is its own affair.
+    Batch norms are folded into the convolutions before them, and the weights put into the memory format in which
+    convolutions are fastest. Any other module comes back itself: what happens between its layers is its own affair.
 
     Parameters
     ----------
@@ -250,11 +211,9 @@ def fused(module: nn.Module) -> nn.Module:
     Returns
     -------
     fused : nn.Module
-        Equal up to rounding, for linear layers bit by bit. It shares their weights.
+        Equal up to rounding.
     """
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    if type(module) is MLPVAE and not module.training and not hooked:
-        return _with_cut_layers(module)
     if type(module) is not ConvVAE or module.training or hooked:
         return module
     module = copy.deepcopy(module)
@@ -265,15 +224,6 @@ def fused(module: nn.Module) -> nn.Module:
                 layers[i] = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
                 layers[i + 1] = nn.Identity()
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _with_cut_layers(module: MLPVAE) -> MLPVAE:
-    cut = copy.copy(module)
-    cut._modules = {
-        name: nn.Sequential(*(CutLinear(layer) if type(layer) is EvenLinear else layer for layer in layers)).eval()
-        for name, layers in (("encoder", module.encoder), ("decoder", module.decoder))
-    }
-    return cut
 
 
 def check_methods(module: object) -> None:

@@ -136,6 +136,7 @@ def _convolutions(image_shape: tuple[int, int, int], n_outputs: int) -> nn.Seque
 
 # Angles that are farther apart are no less wrong.
 _DISAGREES = math.radians(60)
+_STEPS_OF_AGREEMENT = 2.0**20
 
 
 def bin_centres(proposer: Proposer, like: Tensor) -> Tensor:
@@ -254,7 +255,7 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
     alpha : Tensor of shape (n, n_params)
     """
     base = moment_pose(model, images, typical)
-    rest = residual_pose(model, images, base, alpha)
+    rest = residual_pose(model, images, None if base is None else base.double(), alpha.double())
     rows = torch.arange(len(images), device=images.device)
 
     def predicted(row: Tensor) -> Tensor:
@@ -267,7 +268,9 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
     if proposer.n_bins > proposer.n_angles:
         mirrored = (centres[None, :, -1] - rest[:, None, -1].double()).abs() > 0.5
         distance = distance.masked_fill(mirrored, _DISAGREES)
-    return 1 - (share * distance).sum(dim=1) / _DISAGREES
+    agreement = 1 - (share * distance).sum(dim=1) / _DISAGREES
+    # Angles round by the place in the block, which must not show.
+    return (agreement * _STEPS_OF_AGREEMENT).round() / _STEPS_OF_AGREEMENT
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,7 @@ import torch
 
 from sk_avae.learning.calibration import calibrate, calibrate_confidence, pose_spread
 from sk_avae.learning.critic_training import choice_loss
-from sk_avae.learning.hypotheses import Hypotheses
 from sk_avae.model.affine import FAMILIES
-from sk_avae.model.avae import AVAE
-from sk_avae.model.prior import prior_scale
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -117,24 +114,9 @@ def test_a_long_step_of_the_line_search_does_no_harm():
 # ---------------------------------------------------------------- the spread of poses
 
 
-class Bowl(AVAE):
-    """A model whose ELBO is a quadratic in alpha: `pose_deviation` is 0.03 for each parameter."""
-
-    def elbo(self, images, alpha=None, noise=None):
-        return -0.5 * (alpha / 0.03).square().sum(dim=1)
-
-
-def spread_of(family, error, right=True):
-    n, n_params = error.shape
-    model = Bowl(None, None, family, torch.zeros(1), prior_scale(None, family))
-    true = torch.randn(n, n_params, generator=generator(7))
-    hypotheses = Hypotheses(
-        torch.zeros(n, 1, 4, 4),
-        torch.stack([torch.full_like(true, 9.0), true + error], dim=1),
-        torch.zeros(n, 2),
-        torch.tensor([False, True]).expand(n, 2) & torch.as_tensor(right).expand(n)[:, None],
-    )
-    return pose_spread(model, hypotheses, torch.ones(n, dtype=torch.long), true)
+def spread_of(family, error):
+    true = torch.randn(error.shape, generator=generator(7))
+    return pose_spread(true + error, true, torch.full_like(true, 0.03), family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,13 +136,10 @@ def test_errors_that_the_curvature_explains_leave_no_spread():
     assert torch.equal(spread_of("rigid", error), torch.zeros(3))
 
 
-def test_wrong_choices_do_not_widen_the_spread_and_too_few_right_ones_leave_none():
+def test_too_few_poses_tell_no_spread():
     error = 0.1 * torch.randn(400, 3, generator=generator())
-    right = torch.arange(400) % 2 == 0
-    expected = spread_of("rigid", error[right])
-    error[~right] = 3.0
-    torch.testing.assert_close(spread_of("rigid", error, right), expected, rtol=0.1, atol=0)
-    assert torch.equal(spread_of("rigid", error, torch.arange(400) < 9), torch.zeros(3))
+    assert torch.equal(spread_of("rigid", error[:9]), torch.zeros(3))
+    assert (spread_of("rigid", error[:10]) > 0).any()
 
 
 # ---------------------------------------------------------------- confidence

@@ -144,18 +144,11 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
     assert accuracy(weight * scores + held_out.log_joint) > accuracy(held_out.log_joint)
 
 
-def test_a_critic_learns_what_the_density_does_not_know(model, lessons):
-    # Where ELBO and prior tell right from wrong by far, nothing is left to learn; where they are wrong, all the more.
-    few = Hypotheses(*(tensor[:200] for tensor in lessons))
-    judged = {}
-    for sure in (-1e5, 0.0, 1e5):
-        told = torch.where(few.right, sure, 0.0).masked_fill(few.log_joint == -INFINITE, -INFINITE)
-        critic = trained(model, few._replace(log_joint=told)).eval()
-        scores = critic_scores_in_batches(model, critic, few)
-        wrong = ~few.right & few.log_joint.isfinite()
-        judged[sure] = (scores[few.right].mean() - scores[wrong].mean()).item()
-    assert abs(judged[1e5]) < 0.1 * judged[0.0]
-    assert judged[-1e5] > 2 * judged[0.0]
+def test_the_log_joint_density_only_tells_which_hypotheses_repeat_others(model, lessons):
+    few = Hypotheses(*(tensor[:100] for tensor in lessons))
+    none = few._replace(log_joint=torch.zeros_like(few.log_joint).masked_fill(few.log_joint == -INFINITE, -INFINITE))
+    one, other = trained(model, few).state_dict(), trained(model, none).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_training_repeats_with_its_generators(model, lessons):
@@ -185,5 +178,5 @@ def test_progress_is_told_of_every_epoch(model, lessons, capsys):
     progress = Progress({"choosing": 1.0})
     progress.stage("choosing")
     trained(model, few, progress=progress)
-    assert "[1/1] choosing: epoch 24/24, loss" in capsys.readouterr().out
+    assert "[1/1] choosing: epoch 8/8, loss" in capsys.readouterr().out
     assert progress.share == 1.0

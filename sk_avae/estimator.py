@@ -161,9 +161,10 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     device : str or torch.device, default="cpu"
         Running. Where to compute.
     memory : str, joblib.Memory or None, default=None
-        Where trained weights are kept, so that equal images and settings are not trained again: a grid over
-        `n_restarts` then trains once per fold (with `align_training` the search is a part of training). The search
-        models are trained anew. Not used with callbacks of either kind, without an int `random_state`, or
+        Where trained weights are kept, those of proposer and critic, too, so that equal images and settings are not
+        trained again: a grid over `n_restarts`, `n_refine`, `tol` or `min_gain` then trains once per fold, one over
+        `family` or `alpha_prior` the VAE once (with `align_training` the search is a part of training). Only the
+        calibration is done anew. Not used with callbacks of either kind, without an int `random_state`, or
         in `partial_fit`. Clear it after changing the code of a module class of your own.
     verbose : int, default=0
         If positive, `fit` shows its stages, their loss and the time left, and alignment the images per second: as a bar

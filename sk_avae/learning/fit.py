@@ -42,11 +42,11 @@ def stages_of(pose: PoseSettings, *, align_training: bool, in_part: bool = False
     stages = {TRAINING: 5.0 if align_training else 1.0}
     if in_part:
         return stages
-    if pose.learned_starts:
-        stages[PROPOSING] = 1.4
+    if pose.learned_starts or pose.critic:
+        stages[PROPOSING] = 0.3
     if pose.critic:
-        stages[CHOOSING] = 1.2
-    stages[CALIBRATING] = 0.4
+        stages[CHOOSING] = 0.3
+    stages[CALIBRATING] = 0.15
     if align_training:
         stages[ALIGNING] = 0.5
     return stages

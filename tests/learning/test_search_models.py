@@ -13,6 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from sk_avae import AVAEEstimator
+from sk_avae.learning import search_models
+from sk_avae.learning.critic_training import train_critic
 from sk_avae.learning.hypotheses import is_right
 from sk_avae.learning.search_models import Wanted, learn_search_models
 from sk_avae.model.affine import to_matrix, wrap_angle
@@ -480,3 +482,31 @@ def test_from_vae_learns_to_choose_from_images(fitted_with_critic, digits, stret
     with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 100 images"):
         around(X=digits.X[:99], min_gain="auto")
     assert around(padding="reflect", pad=0).transform(stretched.X[:2]).shape == (2, 788)
+
+
+# ---------------------------------------------------------------- a memory
+
+
+@pytest.mark.usefixtures("few_lessons")
+def test_a_memory_keeps_proposer_and_critic_for_any_search(small_avae, digits, turned, tmp_path, monkeypatch):
+    taught = []
+
+    def counted(*args, **kwargs):
+        taught.append(1)
+        return train_critic(*args, **kwargs)
+
+    monkeypatch.setattr(search_models, "train_critic", counted)
+    kept = QUICK | {"critic": True, "memory": str(tmp_path)}
+    first = small_avae(**kept).fit(digits.X[:200])
+    expected = first.transform(turned.X[:10])
+    for search in ({}, {"n_restarts": 6, "n_refine": 1}, {"tol": 0.5, "min_gain": 3.0}):
+        again = small_avae(**kept | search).fit(digits.X[:200])
+        assert len(taught) == 1, search
+    alone = small_avae(**kept | search | {"memory": None}).fit(digits.X[:200])
+    assert len(taught) == 2
+    assert_array_equal(again.transform(turned.X[:10]), alone.transform(turned.X[:10]))
+    assert again.temperature_ == alone.temperature_
+    assert_array_equal(small_avae(**kept).fit(digits.X[:200]).transform(turned.X[:10]), expected)
+    for i, other in enumerate([{"family": "rigid"}, {"alpha_prior": {"angle": 0.3}}], start=3):
+        small_avae(**kept | other).fit(digits.X[:200])
+        assert len(taught) == i, other

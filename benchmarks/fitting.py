@@ -112,10 +112,11 @@ def main():
     options = parser(__doc__)
     options.add_argument("zoo", type=Path)
     options.add_argument("mnist", type=Path)
-    options.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    options.add_argument("--cases", nargs="*", choices=CASES, default=CASES, metavar="CASE")
     options.add_argument("--repeats", type=int, default=3, metavar="N")
     options.add_argument("--grid", action="store_true", help="a grid search, too: twenty fits")
     options.add_argument("--add", action="store_true", help="keep what the table has of other cases")
+    options.add_argument("--beside", type=Path, metavar="FILE", help="the commit before, its .json")
     options = options.parse_args()
     warnings.simplefilter("ignore")
     path = options.output / "fitting"
@@ -141,7 +142,13 @@ def main():
     kept.write_text(json.dumps(known, indent=1) + "\n")
     rows = list(known["rows"].values())
     table = markdown(list(rows[0]), [list(row.values()) for row in rows])
-    save_text(path, ["# What a fit costs", "", table, *(f"- {note}" for note in known["notes"].values())])
+    parts = ["# What a fit costs", "", table, *(f"- {note}" for note in known["notes"].values())]
+    if options.beside is not None:
+        other = json.loads(options.beside.read_text())
+        rows = list(other["rows"].values())
+        parts += ["", "The commit before:", "", markdown(list(rows[0]), [list(row.values()) for row in rows])]
+        parts += [f"- {note}" for note in other["notes"].values()]
+    save_text(path, parts)
 
 
 if __name__ == "__main__":

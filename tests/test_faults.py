@@ -176,6 +176,7 @@ def test_ctrl_c_is_raised_and_the_fitted_model_stays(fitted, turned, digits, par
     assert_array_equal(avae.set_params(align_training=False).transform(turned.X[:5]), fitted.transform(turned.X[:5]))
 
 
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # a hundred digits after one epoch
 @pytest.mark.parametrize("meta", [AffineCanonicalizer, CanonicalizedClassifier])
 def test_ctrl_c_leaves_a_fitted_meta_estimator(small_avae, digits, turned, meta):
     model = meta(estimator=small_avae(max_epochs=1, tol=1.0)).fit(digits.X[:100] / 255.0, digits.y[:100])

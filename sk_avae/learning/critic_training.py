@@ -25,7 +25,7 @@ from ..model.batches import images_per_batch, in_batches
 from ..model.critic import Critic
 from ..model.module_state import RandomStream
 from ..progress import Progress
-from ..search.objective import step_units
+from ..search.objective import has_more_than_one
 from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
@@ -140,7 +140,7 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
-    fewest = _EPOCHS[int(step_units(model, hypotheses.alpha).count_nonzero() > 1)]
+    fewest = _EPOCHS[has_more_than_one(model, hypotheses.alpha)]
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step

@@ -13,7 +13,7 @@ from ..model.avae import AVAE
 from ..model.module_state import RandomStream
 from ..model.moments import Moments
 from ..progress import Progress
-from ..search.objective import step_units
+from ..search.objective import has_more_than_one
 from ..search.proposer import Proposer, bin_centres, moment_pose, output_units, residual_pose, without_moments
 from .epochs import EpochNet, one_cycle, run_epochs
 from .perturbation import perturb, random_places
@@ -22,7 +22,7 @@ _BATCH = 64, 256  # the fewer images there are, the smaller, for more steps
 _STEPS = 300
 _PIXELS = 2**22  # in a batch
 # Epochs over many images, for a family that only turns and for others; and how many images, shown again, few make up.
-_EPOCHS = 7, 14
+_EPOCHS = 7, 24
 _IMAGES = 20_000, 40_000
 _LR = 1e-2
 
@@ -127,7 +127,7 @@ def train_proposer(
     ValueError
         If the loss or a weight becomes infinite or not a number.
     """
-    harder = int(step_units(model, images).count_nonzero() > 1)
+    harder = has_more_than_one(model, images)
     max_epochs = max(1, min(max_epochs, max(_EPOCHS[harder], _IMAGES[harder] // len(images))))
     smallest, largest = _BATCH
     batch_size = min(largest, max(smallest, len(images) * max_epochs // _STEPS))

@@ -21,7 +21,7 @@ from ..model.moments import Moments, exact_moments
 from ..model.shape_density import N_COMPONENTS, ShapeDensity, canonical_features
 from ..progress import Progress
 from ..search.certainty import Confidence, chance_of_right, hypothesis_weights, is_near, pose_deviation, typical_metric
-from ..search.objective import Objective
+from ..search.objective import Objective, has_more_than_one
 from ..search.proposer import PoseInitializer, Proposer
 from ..search.screening import screen
 from ..search.settings import SearchSettings
@@ -421,6 +421,8 @@ def _trained_critic(
     shown = propose_hypotheses(model, images, proposer, typical, true=true, offset=offset, generator=generator)
     stream = _stream(generator, images.device)
     with stream.lent():
-        critic = Critic((images.shape[1], images.shape[2], images.shape[3])).to(images.device)
+        # A wrong scale or shear shows in less than a wrong angle does.
+        pooled = not has_more_than_one(model, images)
+        critic = Critic((images.shape[1], images.shape[2], images.shape[3]), pooled=pooled).to(images.device)
     learned = train_critic(critic, model, shown, generator=generator, stream=stream, progress=progress)
     return critic.eval() if learned else None

@@ -29,7 +29,7 @@ class Critic(nn.Module):
     image_shape : tuple of int
         (n_channels, height, width).
     pooled : bool, default=True
-        Whether large images are pooled to about 14 pixels a side first; those of version 0.1 were not.
+        Whether large images are pooled to about 14 pixels a side first.
 
     Examples
     --------

@@ -26,6 +26,11 @@ def step_units(model: AVAE, like: Tensor) -> Tensor:
     return like.new_tensor([0.0 if s == 0 else _STEP[name] for name, s in zip(names, model.scale, strict=True)])
 
 
+def has_more_than_one(model: AVAE, like: Tensor) -> bool:
+    """Tell whether more than one parameter is free, so that there is more to find than an angle."""
+    return int(step_units(model, like).count_nonzero()) > 1
+
+
 class Objective:
     """The losses of images at poses, their gradients, and what the critic says; in batches, in bounded memory.
 

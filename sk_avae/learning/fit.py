@@ -323,7 +323,6 @@ def _with_search_models(
         return replace(aligner, models=replace(aligner.models, min_gain=0.0))
     search = replace(aligner.search, min_gain=0.0)
     typical = aligner.initializer.typical
-    networks = [(_packed(part.recipe), to_arrays(part.module)) for part in (aligner.vae, aligner.likelihood)]
     models = learn_search_models(
         model,
         images,
@@ -332,13 +331,21 @@ def _with_search_models(
         search,
         generator=generator,
         progress=parameters.progress,
-        recall=Recall(parameters.memory, (networks, __version__, torch.__version__)),
+        recall=_recall(aligner, parameters.memory),
     )
     if models is None:
         return aligner
     scale = aligner.image_format.frame_to_image_scale(aligner.parameters)
     spread = {name: float(s * models.pose_spread[name]) for name, s in zip(aligner.parameters, scale, strict=True)}
     return replace(aligner, models=replace(models, pose_spread=spread))
+
+
+def _recall(aligner: Aligner, memory: Any) -> Recall | None:
+    """Return where networks of the search are kept; None, which saves a copy of all images, if nothing is."""
+    if getattr(memory, "location", memory) is None:
+        return None
+    networks = [(_packed(part.recipe), to_arrays(part.module)) for part in (aligner.vae, aligner.likelihood)]
+    return Recall(memory, (networks, __version__, torch.__version__))
 
 
 def _some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator) -> Tensor:

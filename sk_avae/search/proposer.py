@@ -96,6 +96,7 @@ class Proposer(nn.Module):
         self.n_bins = self.n_angles * n_sides
         if convolutional:
             self.layers = _convolutions(image_shape, self.n_angles * n_outputs)
+            self.widest = 16 * -(-image_shape[1] // 2) * -(-image_shape[2] // 2)
         else:
             self.network = PolarNetwork(image_shape, n_outputs)
             self.widest = self.network.widest
@@ -262,11 +263,11 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
         return proposer(without_moments(model, images[row], None if base is None else base[row]))[0]
 
     share = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num().softmax(dim=1)
-    centres = bin_centres(proposer, rest).double()
-    distance = wrap_angle((centres[None, :, :1] - rest[:, None, :1].double()).flatten(0, 1), "rotation")
+    centres = bin_centres(proposer, rest)
+    distance = wrap_angle((centres[None, :, :1] - rest[:, None, :1]).flatten(0, 1), "rotation")
     distance = distance.view(len(images), -1).abs().clamp(max=_DISAGREES)
     if proposer.n_bins > proposer.n_angles:
-        mirrored = (centres[None, :, -1] - rest[:, None, -1].double()).abs() > 0.5
+        mirrored = (centres[None, :, -1] - rest[:, None, -1]).abs() > 0.5
         distance = distance.masked_fill(mirrored, _DISAGREES)
     agreement = 1 - (share * distance).sum(dim=1) / _DISAGREES
     # Angles round by the place in the block, which must not show.

@@ -46,14 +46,22 @@ def as_images(X: Any, name: str = "X") -> Any:
     if np.ma.isMaskedArray(X):
         if np.ma.is_masked(X):
             raise ValueError(
-                f"{name} is a masked array with {int(np.ma.getmaskarray(X).sum())} masked values, and a model needs "
-                f"them all. Fill them ({name}.filled(value)), or leave those rows out."
+                f"{name} is a masked array with {int(np.ma.getmaskarray(X).sum())} masked values. If these are pixels "
+                f"that nobody knows, say missing_values='ignore'. Else fill them ({name}.filled(value))."
             )
         return np.ma.getdata(X)
     if isinstance(X, list | tuple) and any(isinstance(row, Tensor) or np.ma.isMaskedArray(row) for row in X):
         X = [as_images(row, name) for row in X]
     nested = isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1
     return np.asarray(X) if nested else X
+
+
+def with_nan_for_masked(X: Any) -> Any:
+    """Return a masked array with NaN where it is masked, and anything else as it is."""
+    if not np.ma.isMaskedArray(X) or not np.ma.is_masked(X):
+        return X
+    floats = X.dtype if X.dtype.kind == "f" else np.dtype(np.float32)
+    return X.astype(floats).filled(np.nan)
 
 
 def _from_tensor(X: Tensor, name: str) -> NDArray[Any]:
@@ -111,7 +119,12 @@ def is_stack(X: Any) -> bool:
 
 
 def check_rows(
-    estimator: BaseEstimator, X: Any, *, image_shape: ImageShape | None, reset: bool = False
+    estimator: BaseEstimator,
+    X: Any,
+    *,
+    image_shape: ImageShape | None,
+    reset: bool = False,
+    missing_values: str = "error",
 ) -> tuple[NDArray[Any], ImageShape]:
     """Validate images and return them as rows.
 
@@ -124,6 +137,8 @@ def check_rows(
         (H, W) or (H, W, C); None reads it off a stack or a square.
     reset : bool, default=False
         Whether this is `fit`.
+    missing_values : {"error", "ignore", "keep"}, default="error"
+        Whether NaN, and what a masked array masks, is refused.
 
     Returns
     -------
@@ -136,7 +151,8 @@ def check_rows(
     ValueError
         If X is empty, sparse, complex, has NaN or infinite pixels or the wrong number of them.
     """
-    X = as_images(X)
+    gaps = missing_values != "error"
+    X = as_images(with_nan_for_masked(X) if gaps else X)
     if is_stack(X):
         stack_shape = tuple(int(side) for side in X.shape[1:])
         if image_shape is None:
@@ -152,7 +168,14 @@ def check_rows(
             f"expected. Pass X[None]."
         )
     with enormous_numbers_refused(), _gaps_explained():
-        rows = validate_data(estimator, X, dtype=dtypes_of(X, [np.float32, np.float64, np.uint8]), reset=reset)
+        dtypes = dtypes_of(X, [np.float32, np.float64, np.uint8])
+        finite = "allow-nan" if gaps else True
+        rows = validate_data(estimator, X, dtype=dtypes, reset=reset, ensure_all_finite=finite)
+    if gaps and rows.dtype.kind == "f" and (empty := np.isnan(rows).all(axis=1)).any():
+        raise ValueError(
+            f"Row {int(empty.argmax())} of X has no pixel that is known, and {int(empty.sum())} rows in all. Leave "
+            f"them out: X[~numpy.isnan(X).all(axis=1)] of rows."
+        )
     if reset and image_shape is None:
         check_square(rows)
     return rows, resolve_image_shape(image_shape, rows.shape[1])
@@ -182,8 +205,8 @@ def _gaps_explained() -> Iterator[None]:
         if not (advice and first.startswith("Input X contains NaN")):
             raise
         raise ValueError(
-            f"{first} An image needs a number for every pixel: fill the gaps (numpy.nan_to_num, or with the "
-            f"background), or leave those images out (X[numpy.isfinite(X).all(axis=1)])."
+            f"{first} If these are pixels that nobody knows, say missing_values='ignore': alignment then goes by the "
+            f"others. Else fill them, or leave those images out (X[numpy.isfinite(X).all(axis=1)])."
         ) from error
 
 
@@ -278,7 +301,7 @@ def check_square(rows: NDArray[Any]) -> None:
 
 def _n_interleaved(rows: NDArray[Any]) -> int | None:
     """Return how many channels rows of pixels seem to hold; None where they look like grey images."""
-    some = rows[every_few(len(rows), 256)].astype(np.float64)
+    some = np.nan_to_num(rows[every_few(len(rows), 256)].astype(np.float64))
     with np.errstate(over="ignore", invalid="ignore"):
         change = {lag: float(np.square(some[:, lag:] - some[:, :-lag]).mean()) for lag in (1, 2, 3, 4)}
     for n_channels in (3, 4):
@@ -320,7 +343,7 @@ def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> Imag
 def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
     """Warn of pixels that are probably in other units than the model's: of another span, or mostly out of its range."""
     some = rows[every_few(len(rows))]
-    low, high = float(some.min()), float(some.max())
+    low, high = float(np.nanmin(some)), float(np.nanmax(some))
     first, last = image_format.range
     ratio = (high - low) / (last - first) if last > first else math.inf
     if ratio > FARTHEST_PIXEL:  # which is refused

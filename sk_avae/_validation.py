@@ -5,7 +5,7 @@ The only file that touches scikit-learn's private helpers.
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,12 @@ def check_count_or_auto(name: str, value: Any) -> None:
         check_count(name, value)
     elif value != "auto":
         raise ValueError(f"{name} must be a count or 'auto', got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError naming a parameter that is none of its choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
 
 
 def check_number(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from .images import ImageFormat, to_tensor
+from .images import ImageFormat, SeenImages, to_tensor
 from .model.affine import parameters_of, to_matrix
-from .model.avae import AVAE, is_constant
+from .model.avae import AVAE, is_constant, with_gaps_explained
 from .model.batches import device_batch_factor, images_per_batch, in_batches
 from .model.contexts import methods_in_plain_torch
 from .model.faults import has_few
@@ -27,12 +27,16 @@ from .model.moments import Moments
 from .model.vae import as_contracted, fused
 from .progress import counting
 from .result import AlignmentResult
-from .search.align import align, with_own_elbo
+from .search.align import Alignment, align, with_own_elbo
 from .search.certainty import Confidence, chance_of_right, pose_deviation
 from .search.objective import Objective
 from .search.proposer import PoseInitializer, Proposer
 from .search.screening import screen_staged
 from .search.settings import PoseSettings, SearchSettings
+
+
+# Times that gaps are filled by what was found, and searched again.
+_N_FILLINGS = 2
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class Searched(NamedTuple):
     rows : slice
         Which of the rows.
     padded : Tensor of shape (n, n_channels, height, width)
-        The rows' own pixels in the frame.
-    images : Tensor of shape (n, n_channels, height, width)
+        The rows' own pixels with their margins.
+    seen : SeenImages
         What the model sees.
     arrays : dict from str to ndarray
         Those of `AlignmentResult` but for its matrix, in the input's units.
@@ -83,7 +87,7 @@ class Searched(NamedTuple):
 
     rows: slice
     padded: Tensor
-    images: Tensor
+    seen: SeenImages
     arrays: dict[str, NDArray[Any]]
 
 
@@ -92,13 +96,16 @@ class _Seen:
 
     def __init__(self) -> None:
         self.n_missed = 0
-        self.n_faulty = self.n_images = 0
+        self.n_faulty = self.n_images = self.n_inverted = 0
 
-    def note(self, faulty: Tensor) -> None:
+    def note(self, seen: SeenImages) -> None:
         """Count faulty pixels; of images that are in other units altogether `fit`'s caller is told elsewhere."""
-        few = has_few(faulty)
-        self.n_images += int(few.sum())
-        self.n_faulty += int(faulty[few].sum())
+        if seen.corrected is not None:
+            self.n_inverted += int(seen.corrected.inverts.sum())
+        if seen.faulty is not None:
+            few = has_few(seen.faulty)
+            self.n_images += int(few.sum())
+            self.n_faulty += int(seen.faulty[few].sum())
 
     def warn(self, n: int, settings: SearchSettings) -> None:
         """Warn of it, once for all n images."""
@@ -106,6 +113,14 @@ class _Seen:
             warnings.warn(
                 f"{self.n_faulty} pixels of {self.n_images} of the {n} images lie farther outside the fitted range "
                 f"than it is wide. The search takes them for faults and looks at their neighbours; results keep them.",
+                UserWarning,
+                stacklevel=5,
+            )
+        if self.n_inverted:
+            warnings.warn(
+                f"The contrast of {self.n_inverted} of {n} images is inverted against the training images: dark where "
+                f"these are bright. Their poses are found all the same, and results keep their pixels. A classifier "
+                f"behind them needs images as it learned them: pass high + low - X.",
                 UserWarning,
                 stacklevel=5,
             )
@@ -136,6 +151,10 @@ class Aligner:
         Which poses are searched for.
     search : SearchSettings
         How hard.
+    interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        Of canonical images.
+    keeps_gaps : bool, default=False
+        Whether pixels that nobody knows stay NaN in canonical images, rather than being filled by the reconstruction.
     evaluated : nn.Module or None, default=None
         The VAE as it is evaluated, see `vae.fused`; None makes it.
     """
@@ -147,6 +166,8 @@ class Aligner:
     models: SearchModels
     pose: PoseSettings
     search: SearchSettings
+    interpolation: str = "bilinear"
+    keeps_gaps: bool = False
     evaluated: nn.Module | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -243,22 +264,50 @@ class Aligner:
         with counting(len(rows), verbose) as more:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
-                images, faulty = self.image_format.searched(padded, self.likelihood.module.support, self.device)
-                movable = ~is_constant(self.image_format.crop(images))
-                objective = Objective(model, images)
-                found = align(objective, initializer.candidates(model, images, settings.n_restarts), settings, movable)
-                if faulty is not None:
-                    changed = faulty.flatten(1).any(dim=1).nonzero()[:, 0]
-                    found = with_own_elbo(found, model, self._scaled(padded), changed)
-                    seen.note(faulty)
-                tensors = found.arrays()
-                if certainty:
-                    tensors |= _certainty(objective, initializer, found.alpha, movable)
+                images = self._seen(padded)
+                images, found, more_tensors = self._found(images, model, initializer, settings, certainty=certainty)
+                tensors = found.arrays() | more_tensors
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+                seen.note(images)
                 seen.n_missed += int((~found.converged).sum())
-                yield Searched(part, padded, images, self._in_input_units(arrays))
-                more(len(images))
+                yield Searched(part, padded, images, self._in_input_units(arrays, images))
+                more(len(padded))
         seen.warn(len(rows), settings)
+
+    def _found(
+        self,
+        seen: SeenImages,
+        model: AVAE,
+        initializer: PoseInitializer,
+        settings: SearchSettings,
+        *,
+        certainty: bool,
+    ) -> tuple[SeenImages, Alignment, dict[str, Tensor]]:
+        """Find the poses of some images; where these have gaps, fill them by what was found and search again."""
+        movable = ~is_constant(self.image_format.crop(seen.images))
+
+        def search(images: Tensor, observed: Tensor | None, movable: Tensor) -> tuple[Objective, Alignment]:
+            objective = Objective(model, images, observed)
+            candidates = initializer.candidates(model, images, settings.n_restarts)
+            return objective, align(objective, candidates, settings, movable)
+
+        objective, found = search(seen.images, seen.observed, movable)
+        if seen.observed is not None:
+            gaps = (~seen.observed).flatten(1).any(dim=1).nonzero()[:, 0]
+            images, observed = seen.images, seen.observed
+            for _ in range(_N_FILLINGS):
+                filled = with_gaps_explained(model, images[gaps], observed[gaps], found.alpha[gaps])
+                images = images.index_copy(0, gaps, filled)
+                _, again = search(filled, observed[gaps], movable[gaps])
+                found = found.updated(gaps, again)
+            objective = Objective(model, images, observed)
+            seen = seen._replace(images=images, own=torch.where(observed, seen.own, images))
+        if seen.own is not seen.images:
+            changed = (seen.own != seen.images).flatten(1).any(dim=1).nonzero()[:, 0]
+            if len(changed):
+                found = with_own_elbo(found, model, seen.own, changed, seen.observed)
+        more = _certainty(objective, initializer, found.alpha, movable) if certainty else {}
+        return seen, found, more
 
     def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:
         """Find the poses of rows; see `search_rows`."""
@@ -281,7 +330,7 @@ class Aligner:
         tried = screen_staged(Objective(model, image), candidates)[0] > -math.inf
         return candidates.alpha[0, tried].cpu().numpy() * self.image_format.frame_to_image_scale(self.parameters)
 
-    def _in_input_units(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _in_input_units(self, arrays: dict[str, NDArray[Any]], seen: SeenImages) -> dict[str, NDArray[Any]]:
         """Give poses the units of the image (not of the padded frame), ELBOs those of the input."""
         units = self.image_format.frame_to_image_scale(self.parameters)
         for name in ("alpha", "hypotheses", "alpha_std"):
@@ -292,8 +341,9 @@ class Aligner:
             free = arrays["alpha_std"] != 0  # NaN stays what it is
             arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
             arrays["confidence"] = _confidence_of(arrays, self.pose.family, self.models.confidence)
+        log_jacobian = self._log_jacobian(seen)
         for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
-            arrays[name] = arrays[name] + self.log_jacobian
+            arrays[name] = arrays[name] + (log_jacobian[:, None] if arrays[name].ndim == 2 else log_jacobian)
         return arrays
 
     def transform(self, rows: NDArray[Any], out: NDArray[Any], *, verbose: int = 0) -> None:
@@ -349,11 +399,42 @@ class Aligner:
         def posterior_mean(images: Tensor, pose: Tensor) -> Tensor:
             return model.encode(images, model.matrix(pose, images))[0]
 
-        return self._in_batches(posterior_mean, searched.images, self.pose_to_model(alpha))
+        return self._in_batches(posterior_mean, searched.seen.images, self.pose_to_model(alpha))
 
     def _canonical(self, searched: Searched, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Return a slice of rows without their poses, in their own pixels."""
-        return self.image_format.warp_rows(rows[searched.rows], alpha, self.pose.family, padded=searched.padded)
+        seen, padded, rows = searched.seen, searched.padded, rows[searched.rows]
+        how = {
+            "background": self.image_format.own_background(seen.corrected, padded),
+            "interpolation": self.interpolation,
+        }
+        if seen.observed is None:
+            return self.image_format.warp_rows(rows, alpha, self.pose.family, padded=padded, **how)
+        unknown = padded.isnan()
+        expected = self._expected_pixels(searched, alpha).to(padded)
+        filled = torch.where(unknown, expected, padded)
+        canonical = self.image_format.warp_rows(
+            self.image_format.to_rows(filled), alpha, self.pose.family, padded=filled, **how
+        )
+        if self.keeps_gaps:
+            gaps = unknown.to(padded.dtype)
+            gone = self.image_format.warp_rows(
+                self.image_format.to_rows(gaps),
+                alpha,
+                self.pose.family,
+                padded=gaps,
+                background=gaps.new_zeros(gaps.shape[:2]),
+            )
+            canonical[gone >= 0.5] = np.nan
+        return canonical
+
+    def _expected_pixels(self, searched: Searched, alpha: NDArray[Any]) -> Tensor:
+        """Return what the model expects images in their poses to be, with their margins, in their own units."""
+        z = to_tensor(self._posterior_means(searched, alpha), self.device)
+        expected = torch.from_numpy(self._in_batches(self._expected_images, z, self.pose_to_model(alpha)))
+        if searched.seen.corrected is not None:
+            expected = searched.seen.corrected.undone(expected.to(searched.padded.dtype))
+        return self.image_format.frame.enlarged(self.image_format.from_model(expected))
 
     def warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         """Warp rows by poses to the canonical frame, or from it; see `ImageFormat.warp_rows`."""
@@ -368,48 +449,53 @@ class Aligner:
 
         One row may have any number of poses.
         """
-        model = self.model
+        model, parts = self.model, []
         if alpha is None:
-            slices = self.image_format.slices(len(rows))
-            elbo = np.concatenate([self._in_batches(model.elbo, self.to_model(rows[part])) for part in slices])
-        else:
-            image, poses = self.to_model(rows), self.pose_to_model(alpha)
+            for part in self.image_format.slices(len(rows)):
+                seen = self._seen(self.image_format.to_padded_images(rows[part]))
+                observed = torch.ones_like(seen.own, dtype=torch.bool) if seen.observed is None else seen.observed
+                parts.append(self._in_batches(model.elbo_of_observed, seen.own, observed) + self._log_jacobian(seen))
+            return np.concatenate(parts)
+        seen, poses = self._seen(self.image_format.to_padded_images(rows)), self.pose_to_model(alpha)
 
-            def elbo_at(pose: Tensor) -> Tensor:
-                return model.elbo(image.expand(len(pose), -1, -1, -1), pose)
+        def elbo_at(pose: Tensor) -> Tensor:
+            image = seen.own.expand(len(pose), -1, -1, -1)
+            observed = None if seen.observed is None else seen.observed.expand(len(pose), -1, -1, -1)
+            return model.elbo(image, pose, observed=observed)
 
-            elbo = self._in_batches(elbo_at, poses)
-        return elbo + self.log_jacobian
+        return self._in_batches(elbo_at, poses) + self._log_jacobian(seen)
 
     def decode(self, latent: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Return the expected images of latent variables and poses, as rows in the input's units, float32."""
-        model, image_format = self.model, self.image_format
-        _, height, width = image_format.frame_shape
-
-        def expected_image(z: Tensor, pose: Tensor) -> Tensor:
-            matrix = to_matrix(pose, self.pose.family, aspect=width / height)
-            return self.likelihood.module.mean(model.decode(z, matrix))  # type: ignore[operator]
-
-        parts = []
+        parts, image_format = [], self.image_format
         for part in image_format.slices(len(latent)):
             z, pose = to_tensor(latent[part], self.device), self.pose_to_model(alpha[part])
-            images = torch.from_numpy(self._in_batches(expected_image, z, pose))
-            parts.append(image_format.to_rows(image_format.from_model(images)))
+            images = torch.from_numpy(self._in_batches(self._expected_images, z, pose))
+            parts.append(image_format.to_rows(image_format.frame.enlarged(image_format.from_model(images))))
         return np.concatenate(parts)
 
-    @property
-    def log_jacobian(self) -> float:
-        """What turns a density of scaled pixels into one of the input's, in nats per image."""
+    def _expected_images(self, z: Tensor, pose: Tensor) -> Tensor:
+        """Return the expected images of latent variables and poses, as the model sees them."""
+        _, height, width = self.image_format.frame_shape
+        matrix = to_matrix(pose, self.pose.family, aspect=width / height)
+        return self.likelihood.module.mean(self.model.decode(z, matrix))  # type: ignore[operator, no-any-return]
+
+    def _log_jacobian(self, seen: SeenImages) -> NDArray[Any]:
+        """Return what turns a density of what the model sees into one of the input's units, in nats, of shape (n,)."""
+        n = len(seen.images)
         if not self.likelihood.module.is_density:
-            return 0.0
-        return -self.image_format.log_volume
+            return np.zeros(n)
+        log_jacobian = np.full(n, -self.image_format.log_volume)
+        if seen.corrected is not None:
+            log_jacobian += seen.images[0].numel() * np.log(np.abs(seen.corrected.slope.flatten().double().numpy()))
+        return log_jacobian
 
     def to_model(self, rows: NDArray[Any]) -> Tensor:
         """Return rows as what the model sees."""
-        return self._scaled(self.image_format.to_padded_images(rows))
+        return self._seen(self.image_format.to_padded_images(rows)).images
 
-    def _scaled(self, padded: Tensor) -> Tensor:
-        return self.image_format.scaled(padded, self.likelihood.module.support, self.device)
+    def _seen(self, padded: Tensor) -> SeenImages:
+        return self.image_format.seen(padded, self.likelihood.module.support, self.device)
 
     def pose_to_model(self, alpha: NDArray[Any]) -> Tensor:
         """Return poses in units of the image as the model's, in units of the frame, float32."""

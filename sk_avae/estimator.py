@@ -31,6 +31,7 @@ from ._inputs import (
 )
 from ._learned import LearnedAttributes
 from ._validation import (
+    check_choice,
     check_count,
     check_count_or_auto,
     check_flag,
@@ -55,9 +56,10 @@ from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
 from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
 from .model.contexts import in_plain_torch
+from .model.frame import SMALLEST_FRAME, frame_sides
 from .model.module_state import Network, available_device, build, freeze, pack, unpack
 from .model.prior import is_free, prior_scale
-from .model.vae import check_methods, check_shapes
+from .model.vae import CONV_MULTIPLE, check_methods, check_shapes
 from .progress import Progress
 from .result import AlignmentResult
 from .search.settings import PoseSettings, SearchSettings, default_effort
@@ -106,13 +108,26 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     decoder_output : {"auto", "logits", "probabilities"}, default="auto"
         What the decoder of a module of your own puts out, where pixels are Bernoulli. "auto" takes what lies within
         [0, 1], whatever the latent variables, for probabilities, and warns. For a Gaussian it is means.
+    resolution : int, "auto" or None, default="auto"
+        Pixels of the longer side that the model sees, at most: a pose needs few. Larger images are reduced, without
+        aliasing; canonical images are made of the images' own pixels, at their full size. "auto" reduces images of more
+        than 40 pixels to 32, but leaves those for a module instance as they are. None leaves all as they are.
     pad : int, default=0
         Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
         image's edge: rotation would cut them off.
-    padding : {"background", "border", "reflect"}, default="background"
-        What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image.
-    rescale : bool, default=True
-        Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0.
+    padding : {"auto", "background", "border", "reflect"}, default="auto"
+        What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image. "auto"
+        takes the background where most edge pixels of the training images have its colour, else the edge pixels.
+    rescale : {"image"} or bool, default="image"
+        Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0. With "image", images
+        that are brighter or darker than training images were, or of more or less contrast, or of inverted contrast, are
+        brought to their levels before the model sees them; results keep the images' own pixels. True leaves such
+        images as they are.
+    missing_values : {"error", "ignore", "keep"}, default="error"
+        What NaN pixels are: an error, or pixels that nobody knows. These take no part in the likelihood; what the model
+        expects there fills them, in canonical images, too, or with "keep" these have NaN again.
+    interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        Of canonical images.
     alpha_prior : {"auto"}, dict or None, default="auto"
         Pose. The prior: "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
         deviation 0.2) and shifts (0.5 half sides): without it a flexible family makes one digit look like another.
@@ -244,9 +259,12 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         hidden_layer_sizes: Sequence[int] = (512, 256),
         likelihood: str | nn.Module = "auto",
         decoder_output: str = "auto",
+        resolution: int | str | None = "auto",
         pad: int = 0,
-        padding: str = "background",
-        rescale: bool = True,
+        padding: str = "auto",
+        rescale: bool | str = "image",
+        missing_values: str = "error",
+        interpolation: str = "bilinear",
         alpha_prior: str | Mapping[str, float] | None = "auto",
         allow_reflection: bool = False,
         align_training: bool = False,
@@ -279,9 +297,12 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         self.hidden_layer_sizes = hidden_layer_sizes
         self.likelihood = likelihood
         self.decoder_output = decoder_output
+        self.resolution = resolution
         self.pad = pad
         self.padding = padding
         self.rescale = rescale
+        self.missing_values = missing_values
+        self.interpolation = interpolation
         self.alpha_prior = alpha_prior
         self.allow_reflection = allow_reflection
         self.align_training = align_training
@@ -417,16 +438,34 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _setup(self, X: ArrayLike, *, goes_on: bool) -> learning.TrainingSetup:
         """Return what to train on X: the fitted model if it goes on, else a new one."""
-        device, model, rescale = resolve_device(self.device), self._model_parameters(), bool(self.rescale)
+        device, model, rescale = resolve_device(self.device), self._model_parameters(), self.rescale
         if goes_on:
             rows = self._rows(X)
             self._check_goes_on(model)
             adam = getattr(self, "_adam", None)
             return learning.continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
-        rows, image_shape = check_rows(self, X, image_shape=self.image_shape, reset=True)
-        image_format = ImageFormat.learn(rows, image_shape, pad=int(self.pad), padding=self.padding, rescale=rescale)
+        rows, image_shape = check_rows(
+            self, X, image_shape=self.image_shape, reset=True, missing_values=self.missing_values
+        )
+        image_format = ImageFormat.learn(
+            rows,
+            image_shape,
+            pad=int(self.pad),
+            padding=self.padding,
+            rescale=rescale,
+            sides=self._frame_sides(image_shape, self.module),
+        )
         self._check_free(image_format)
         return learning.new_setup(rows, image_format, model, device, rescale=rescale)
+
+    def _frame_sides(self, image_shape: tuple[int, ...], module: Any) -> tuple[int, int] | None:
+        """Return the sides of the frame that images are reduced to; None keeps their own."""
+        resolution = self.resolution
+        if isinstance(module, nn.Module) and isinstance(resolution, str):
+            resolution = None  # it has a size of its own
+        return frame_sides(
+            (image_shape[0], image_shape[1]), int(self.pad), resolution, CONV_MULTIPLE if module == "conv" else 1
+        )
 
     def _check_free(self, image_format: ImageFormat) -> None:
         """Raise where images of one row or column leave the family nothing to find; warn where they are tiny."""
@@ -451,7 +490,10 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         aligner, shape = self.aligner_, self.image_shape_
         if self.image_shape is not None:
             shape = resolve_image_shape(self.image_shape, self.n_features_in_)
-        now = replace(aligner.image_format, image_shape=shape, pad=int(self.pad), padding=self.padding)
+        then = aligner.image_format
+        sides = then.sides if self.resolution == "auto" else self._frame_sides(shape, self.module)
+        padding = then.padding if self.padding == "auto" else self.padding
+        now = replace(then, image_shape=shape, pad=int(self.pad), padding=padding, sides=sides)
         check_same_model((aligner.vae.recipe, aligner.likelihood.recipe, aligner.image_format), model, now)
 
     def _fit_parameters(self, n_images: int, *, in_part: bool = False) -> learning.FitParameters:
@@ -528,7 +570,12 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         warn_of_unlearned(aligner, self.aligner_.pose)
         if aligner.pose.family != self.aligner_.pose.family:
             self._check_free(aligner.image_format)
-        return replace(aligner, search=self._search_settings(has_proposer=aligner.proposer is not None))
+        return replace(
+            aligner,
+            search=self._search_settings(has_proposer=aligner.proposer is not None),
+            interpolation=self.interpolation,
+            keeps_gaps=self.missing_values == "keep",
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters by name, those of `expert` with its name before them."""
@@ -553,12 +600,15 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             check_count_or_auto(name, getattr(self, name))
         self._check_search()
         check_count("pad", self.pad, minimum=0)
-        for name in ("rescale", "early_stopping"):
-            check_flag(name, getattr(self, name))
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {list(PADDINGS)}, got {self.padding!r}.")
-        if self.decoder_output not in (outputs := ("auto", "logits", "probabilities")):
-            raise ValueError(f"decoder_output must be one of {list(outputs)}, got {self.decoder_output!r}.")
+        if not isinstance(self.rescale, str) or self.rescale != "image":
+            check_flag("rescale", self.rescale)
+        check_flag("early_stopping", self.early_stopping)
+        if not isinstance(self.resolution, str | None):
+            check_count("resolution", self.resolution, minimum=SMALLEST_FRAME)
+        elif self.resolution not in ("auto", None):
+            raise ValueError(f"resolution must be a count of pixels, 'auto' or None, got {self.resolution!r}.")
+        check_choice("padding", self.padding, ("auto", *PADDINGS))
+        check_choice("decoder_output", self.decoder_output, ("auto", "logits", "probabilities"))
         check_number("lr", self.lr, boundaries="neither")
         if not isinstance(self.hidden_layer_sizes, Iterable):
             raise TypeError(f"hidden_layer_sizes must be a sequence of int, got {self.hidden_layer_sizes!r}.")
@@ -577,6 +627,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         check_verbose(self.verbose)
         for name in ("allow_reflection", "learned_starts", "critic", "align_training", "warm_start"):
             check_flag(name, getattr(self, name))
+        check_choice("missing_values", self.missing_values, ("error", "ignore", "keep"))
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
         check_family(self.family)
         prior_scale(self.alpha_prior, self._family)
         for name in ("n_restarts", "n_refine"):
@@ -658,8 +710,10 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             check_number(name, value, -math.inf, math.inf, boundaries="neither")
         if not scale or not np.isfinite(per_channel).all():
             raise ValueError(f"scale must not be 0 and background finite, got {scale!r} and {background!r}.")
+        padding = "background" if estimator.padding == "auto" else estimator.padding
+        sides = estimator._frame_sides(shape, module)
         image_format = ImageFormat(
-            shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()), estimator.padding
+            shape, estimator.pad, float(offset), float(scale), tuple(per_channel.tolist()), padding, sides=sides
         )
         estimator._check_free(image_format)
         vae = copy.deepcopy(module).eval().float()
@@ -682,7 +736,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         if X is not None:
             rows = estimator._rows(X)
             read = estimator._fit_parameters(len(rows))
-            rescale = bool(estimator.rescale)
+            rescale = estimator.rescale
             estimator.aligner_ = learning.learn_from_upright(estimator.aligner_, read, rows, rescale=rescale)
             read.progress.end()
         estimator.aligner_.gate()
@@ -832,7 +886,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     def _rows(self, X: ArrayLike) -> NDArray[Any]:
         check_is_fitted(self)
-        rows, _ = check_rows(self, X, image_shape=self.image_shape_)
+        rows, _ = check_rows(self, X, image_shape=self.image_shape_, missing_values=self.missing_values)
         # Without `rescale`, pixels of a density may have any range.
         if self.rescale is not False or np.isfinite(self.likelihood_.support).all():
             warn_of_other_units(rows, self.image_format_)
@@ -992,6 +1046,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = self.missing_values != "error"
         return tags
 
     def __getstate__(self) -> dict[str, Any]:

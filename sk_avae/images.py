@@ -1,4 +1,4 @@
-"""Images between rows of pixels and the model's tensors: shape, scaling, background, padding, and the last warp.
+"""Images between rows of pixels and the model's tensors: shape, frame, scaling, background, and the last warp.
 
 Where arrays become tensors, and tensors arrays again.
 """
@@ -6,8 +6,8 @@ Where arrays become tensors, and tensors arrays again.
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .model.affine import REFLECTED, edge_median, invert, parameters_of, to_matrix, warp
-from .model.faults import is_faulty, repaired
+from .model.affine import (
+    REFLECTED,
+    edge_median,
+    edge_pixels,
+    invert,
+    parameters_of,
+    samples_per_pixel,
+    to_matrix,
+    warp,
+)
+from .model.exposure import Correction, Exposure, correction, usual_exposure
+from .model.faults import is_faulty, repaired, with_gaps_filled
+from .model.frame import Frame
+from .model.noise import Noise, smoothed, usual_noise
+from .scaling import offset_and_scale, pixel_range
 
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
 FARTHEST_PIXEL = 1e6
@@ -25,23 +38,17 @@ FARTHEST_PIXEL = 1e6
 _IMAGES_PER_SLICE = 4096
 _PIXELS_PER_SLICE = 2**22
 
-# A pixel lies far outside if it is so many ranges away from what several pixels (more than so many) of most images
-# reach; in images of few pixels, or where more than this share of the images has such pixels, they belong to them.
-_RANGES_AWAY = 2.0
-_FEW_PIXELS = 3
-_TYPICAL = 0.9
-_FEW_IMAGES = 0.05
-_FEWEST_PIXELS = 16
-
-# Channels whose ranges differ by more than this factor are scaled each by itself.
-_LIKE_CHANNELS = 4.0
-# Relative to their level pixels that differ by less are one value with rounding errors.
-_LEAST_CONTRAST = 1e-7
-
 # What numpy calls the margins that are not of the background, so that they go on as `warp` does.
 _MARGINS: dict[str, Literal["edge", "symmetric"]] = {"border": "edge", "reflect": "symmetric"}
 
 ImageShape = tuple[int, ...]
+
+# Images have a background if so many of their edge pixels differ from it by at most this part of the range.
+_OF_BACKGROUND = 0.1
+_MOSTLY_BACKGROUND = 0.75
+
+# As many images tell which exposure is usual as well as all do.
+_FEW_IMAGES = 2048
 
 
 def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -58,87 +65,6 @@ def floats_like(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
 def every_few(n: int, few: int = _IMAGES_PER_SLICE) -> slice:
     """Return what takes a few thousand of n images: they tell ranges and backgrounds as well as all do."""
     return slice(None, None, max(1, n // few))
-
-
-def pixel_range(pixels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return the range of pixels, per channel, without the few that lie far outside what images have otherwise.
-
-    A pixel lies far outside if it is two ranges away from that of typical images, and from what other pixels of its
-    image reach; and if few images have such pixels.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (n, n_pixels, n_channels)
-
-    Returns
-    -------
-    low, high : ndarray of shape (n_channels,)
-    n_outlying : int
-        How many pixels were left out.
-    """
-    low, high = pixels.min(axis=(0, 1)).astype(np.float64), pixels.max(axis=(0, 1)).astype(np.float64)
-    n, n_pixels, _ = pixels.shape
-    several = 1 + max(_FEW_PIXELS, n_pixels // 200)
-    if n_pixels < _FEWEST_PIXELS or not (high > low).any():
-        return low, high, 0
-    with np.errstate(over="ignore", invalid="ignore"):
-        ends = [_ends(pixels[part], several) for part in _parts(n)]
-        lowest, low_ones, high_ones, highest = (np.concatenate(end) for end in zip(*ends, strict=True))
-        above = _farthest(high_ones, low_ones, highest)
-        below = -_farthest(-low_ones, -high_ones, -lowest)
-        if (high <= above).all() and (low >= below).all():
-            return low, high, 0
-        low, high, n_outlying = np.full_like(low, np.inf), np.full_like(high, -np.inf), 0
-        for part in _parts(n):
-            inside = (pixels[part] >= below) & (pixels[part] <= above)
-            low = np.minimum(low, pixels[part].min(axis=(0, 1), where=inside, initial=np.inf))
-            high = np.maximum(high, pixels[part].max(axis=(0, 1), where=inside, initial=-np.inf))
-            n_outlying += int(inside.size - np.count_nonzero(inside))
-    return low, high, n_outlying
-
-
-def _parts(n: int) -> list[slice]:
-    return [slice(start, start + 256) for start in range(0, n, 256)]
-
-
-def _ends(pixels: NDArray[Any], several: int) -> tuple[NDArray[np.float64], ...]:
-    """Return, per image and channel, the lowest pixel, the lowest and highest that several reach, and the highest."""
-    ordered = np.partition(pixels, (several - 1, pixels.shape[1] - several), axis=1)
-    ends = pixels.min(axis=1), ordered[:, several - 1], ordered[:, -several], pixels.max(axis=1)
-    return tuple(end.astype(np.float64) for end in ends)
-
-
-def _farthest(reached: NDArray[Any], other_end: NDArray[Any], farthest: NDArray[Any]) -> NDArray[np.float64]:
-    """Return, per channel, how high pixels may be, from what several and what single ones of each image reach."""
-    limits = np.full(reached.shape[1], np.inf)
-    for channel, (top, bottom, single) in enumerate(zip(reached.T, other_end.T, farthest.T, strict=True)):
-        varied = top > bottom
-        if varied.any():
-            typical = np.quantile(top[varied], _TYPICAL)
-            span = typical - np.quantile(bottom[varied], 1 - _TYPICAL)
-            limit = max(typical + _RANGES_AWAY * span, top.max())
-            if np.mean(single > limit) <= _FEW_IMAGES:
-                limits[channel] = limit
-    return limits
-
-
-def _offset_and_scale(
-    low: NDArray[np.float64], high: NDArray[np.float64], background: NDArray[np.float64]
-) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
-    """Return what brings pixels to [0, 1], the background nearer to 0: one pair for all channels if these are alike."""
-    span = (high - low)[high > low]
-    if (len(span) and span.max() <= _LIKE_CHANNELS * span.min()) or not len(span):
-        low, high, background = low.min(keepdims=True), high.max(keepdims=True), background.mean(keepdims=True)
-    dark = background <= (low + high) / 2
-    first, last = np.where(dark, low, high), np.where(dark, high, low)
-    scale = last - first
-    level = np.maximum(np.abs(first), np.abs(last))
-    if (np.abs(scale) <= _LEAST_CONTRAST * level).all() and level.any():
-        scale = np.zeros_like(scale)
-    scale = np.where(scale == 0, 1.0, scale)
-    if len(scale) == 1:
-        return float(first[0]), float(scale[0])
-    return tuple(first.tolist()), tuple(scale.tolist())
 
 
 @dataclass(frozen=True)
@@ -165,6 +91,12 @@ class ImageFormat:
         rows.
     limits : tuple of float or None, default=None
         The lowest and the highest pixel of the training images as the model sees them; None if these are not known.
+    sides : tuple of int or None, default=None
+        (height, width) of the frame that images are reduced to; None sees their own pixels.
+    exposure : tuple or None, default=None
+        The fields of an `Exposure`: which brightness images are brought to; None leaves them as they are.
+    noise : tuple of float or None, default=None
+        The fields of a `Noise`: images that are rougher are smoothed for the search; None smooths none.
     """
 
     image_shape: ImageShape
@@ -175,20 +107,39 @@ class ImageFormat:
     padding: str = "background"
     precision: str | None = None
     limits: tuple[float, float] | None = None
+    sides: tuple[int, int] | None = None
+    exposure: tuple[Any, ...] | None = None
+    noise: tuple[float, float] | None = None
 
     @classmethod
     def learn(
-        cls, rows: NDArray[Any], image_shape: ImageShape, *, pad: int, padding: str = "background", rescale: bool
+        cls,
+        rows: NDArray[Any],
+        image_shape: ImageShape,
+        *,
+        pad: int = 0,
+        padding: str = "background",
+        rescale: bool | str,
+        sides: tuple[int, int] | None = None,
     ) -> "ImageFormat":
-        """Learn scale and background from training images.
+        """Learn scale, background and exposure from training images.
 
         The background is, per channel, the median of the pixels along the images' edges. A pixel far out of what the
         images have otherwise does not count, and is warned of.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, n_features)
+            NaN is a pixel that nobody knows.
+        image_shape, pad, padding, sides : object
+            See the attributes; "auto" padding looks at the images' edges.
+        rescale : bool or "image"
+            See `AVAEEstimator`.
         """
-        height, width = image_shape[:2]
-        pixels = rows.reshape(len(rows), height * width, *image_shape[2:] or (1,))
-        some = pixels[every_few(len(rows))].reshape(-1, height, width, pixels.shape[2])
-        background = tuple(map(float, edge_median(torch.tensor(some).permute(0, 3, 1, 2))))
+        stack = _looked_at(rows, image_shape, Frame(_sides_of(image_shape), pad, sides))
+        some = torch.from_numpy(np.ascontiguousarray(stack[every_few(len(rows))])).permute(0, 3, 1, 2)
+        background = tuple(map(float, edge_median(some)))
+        pixels = stack.reshape(len(rows), -1, stack.shape[3])
         precision = floats_like(rows.dtype).__name__
         low, high, n_outlying = pixel_range(pixels)
         with np.errstate(over="ignore"):
@@ -198,16 +149,24 @@ class ImageFormat:
             raise ValueError(f"{what}: no float holds the difference. Scale X first.")
         if n_outlying:
             warnings.warn(
-                f"{n_outlying} of the {rows.size} pixels of X lie far outside the others, which are between "
+                f"{n_outlying} of the {pixels.size} pixels of X lie far outside the others, which are between "
                 f"{low.min():g} and {high.max():g}. They are taken for faults: the model sees their neighbours.",
                 UserWarning,
                 stacklevel=5,
             )
-        if not rescale:
+        plain = has_background(some, background, float(low.min()), float(high.max()))
+        if padding == "auto":
+            padding = "background" if plain else "border"
+        if rescale is False or rescale == 0:
             limits = float(low.min()), float(high.max())
-            return cls(image_shape, pad, 0.0, 1.0, background, padding, precision, limits)
-        offset, scale = _offset_and_scale(low, high, np.array(background))
-        return cls(image_shape, pad, offset, scale, background, padding, precision, (0.0, 1.0))
+            return cls(image_shape, pad, 0.0, 1.0, background, padding, precision, limits, sides)
+        offset, scale = offset_and_scale(low, high, np.array(background))
+        found = cls(image_shape, pad, offset, scale, background, padding, precision, (0.0, 1.0), sides)
+        if rescale != "image":
+            return found
+        in_model = found.to_units_of_model(some[every_few(len(some), _FEW_IMAGES)].double())
+        usual, noise = usual_exposure(in_model, from_edges=plain), usual_noise(in_model)
+        return replace(found, exposure=usual and tuple(usual), noise=noise and tuple(noise))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -225,36 +184,43 @@ class ImageFormat:
         return math.prod(self.image_shape)
 
     @property
+    def frame(self) -> Frame:
+        """Where the model's frame lies on an image."""
+        return Frame(_sides_of(self.image_shape), self.pad, self.sides)
+
+    @property
     def frame_shape(self) -> tuple[int, int, int]:
         """Shape (n_channels, height, width) of what the model sees."""
-        height, width = self.image_shape[:2]
-        return len(self.background), height + 2 * self.pad, width + 2 * self.pad
+        return (len(self.background), *self.frame.shape)
 
     def slices(self, n: int, factor: int = 1) -> Iterator[slice]:
         """Yield slices that cover `n` images, fewer at once the larger they are, and `factor` times as many."""
-        size = factor * max(16, min(_IMAGES_PER_SLICE, _PIXELS_PER_SLICE // math.prod(self.frame_shape)))
+        n_pixels = len(self.background) * max(math.prod(self.frame.padded), math.prod(self.frame.shape))
+        size = factor * max(16, min(_IMAGES_PER_SLICE, _PIXELS_PER_SLICE // n_pixels))
         return (slice(start, start + size) for start in range(0, n, size))
 
     def frame_to_image_scale(self, parameters: tuple[str, ...]) -> NDArray[np.float64]:
         """Return, per pose parameter, the frame's unit in units of the image: more than 1 for padded shifts."""
-        _, height, width = self.frame_shape
+        height, width = self.frame.padded
         sides = {"tx": width / self.image_shape[1], "ty": height / self.image_shape[0]}
         return np.array([sides.get(name, 1.0) for name in parameters])
 
     def to_padded_images(self, rows: NDArray[Any]) -> Tensor:
-        """Return rows as padded images, in the input's units and the precision of results, of shape (n, C, H, W)."""
+        """Return rows as images with their margins, in the input's units and the precision of results: (n, C, H, W)."""
         dtype = self.floats(rows.dtype)
         height, width = self.image_shape[:2]
         stack = rows.reshape(len(rows), height, width, -1).transpose(0, 3, 1, 2)
         with np.errstate(over="ignore"):  # what is infinite is refused when it is scaled
             stack = np.ascontiguousarray(stack, dtype=dtype)
-        if self.pad and self.padding != "background":
-            stack = np.pad(stack, ((0, 0), (0, 0), *[(self.pad, self.pad)] * 2), mode=_MARGINS[self.padding])
+        rows_around, columns_around = self.frame.margins
+        if not (rows_around or columns_around):
+            return torch.from_numpy(stack if stack.flags.writeable else stack.copy())
+        if self.padding != "background":
+            around = (0, 0), (0, 0), (rows_around,) * 2, (columns_around,) * 2
+            return torch.from_numpy(np.pad(stack, around, mode=_MARGINS[self.padding]))
         raw = torch.from_numpy(stack if stack.flags.writeable else stack.copy())
-        if not self.pad or self.padding != "background":
-            return raw
         background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
-        return F.pad(raw - background, (self.pad,) * 4) + background
+        return F.pad(raw - background, (columns_around,) * 2 + (rows_around,) * 2) + background
 
     @property
     def log_volume(self) -> float:
@@ -265,44 +231,62 @@ class ImageFormat:
 
     def crop(self, images: Tensor) -> Tensor:
         """Cut the margin off images of shape (n, C, H, W) in the frame."""
-        stop = -self.pad or None
-        return images[:, :, self.pad : stop, self.pad : stop]
+        return self.frame.cropped(images)
 
     def to_rows(self, raw: Tensor) -> NDArray[Any]:
         """Crop images of shape (n, C, H, W) and return them as rows: the inverse of `to_padded_images`."""
-        return self.crop(raw).permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
+        return self.frame.cropped_full(raw).permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
 
-    def to_model(self, rows: NDArray[Any], support: Any, device: torch.device) -> Tensor:
-        """Return rows as what the model sees; see `scaled`."""
-        return self.scaled(self.to_padded_images(rows), support, device)
-
-    def scaled(self, padded: Tensor, support: Any, device: torch.device) -> Tensor:
-        """Return padded images as what the model sees: scaled, within the likelihood's support, float32.
+    def seen(self, padded: Tensor, support: Any, device: torch.device) -> "SeenImages":
+        """Return padded images as the model sees them: reduced to its frame, scaled, float32, within the support.
 
         Raises
         ------
         ValueError
             If a pixel is so far outside the fitted range that float32 could not hold its square.
         """
-        return self._scaled(padded).clamp(*support).to(device=device, dtype=torch.float32)
+        images = self.to_units_of_model(self.frame.reduced(padded))
+        corrected, observed, faulty = None, None, None
+        if self.exposure is not None:
+            corrected = correction(self.crop(images), Exposure(*self.exposure))
+            images = corrected.of(images)
+        if bool((unknown := images.isnan()).any()):
+            observed = ~unknown
+            images = with_gaps_filled(images, self._background_in_model(images))
+        self._check_not_far(images)
+        own = images
+        if self.noise is not None:
+            smooth = smoothed(images, Noise(*self.noise))
+            if smooth is not images and self.exposure is not None:
+                smooth = correction(self.crop(smooth), Exposure(*self.exposure)).of(smooth)
+            images = smooth
+        if self.limits is not None and bool((found := is_faulty(images, self.limits)).any()):
+            images, faulty = repaired(images, self.limits), found.to(device)
 
-    def searched(self, padded: Tensor, support: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Return what `scaled` returns, its faulty pixels repaired, and which these are; None where there are none."""
-        scaled, faulty = self._scaled(padded), None
-        if self.limits is not None and bool((found := is_faulty(scaled, self.limits)).any()):
-            scaled, faulty = repaired(scaled, self.limits), found.to(device)
-        return scaled.clamp(*support).to(device=device, dtype=torch.float32), faulty
+        def final(some: Tensor) -> Tensor:
+            return some.clamp(*support).to(device=device, dtype=torch.float32)
 
-    def _scaled(self, padded: Tensor) -> Tensor:
-        scaled = (padded - self._along_channels(self.offset, padded)) / self._along_channels(self.scale, padded)
-        largest = float(scaled.abs().max())
+        seen = final(images)
+        return SeenImages(
+            seen,
+            seen if own is images else final(own),
+            faulty,
+            observed if observed is None else observed.to(device),
+            corrected,
+        )
+
+    def to_units_of_model(self, images: Tensor) -> Tensor:
+        """Return images of shape (n, C, H, W) with the offset and the scale that all images share taken away."""
+        return (images - self._along_channels(self.offset, images)) / self._along_channels(self.scale, images)
+
+    def _check_not_far(self, images: Tensor) -> None:
+        largest = float(images.abs().max())
         if largest > FARTHEST_PIXEL:
             low, high = self.range
             raise ValueError(
                 f"X has a pixel {largest:.3g} times the fitted range away from it; the range is [{low:g}, {high:g}]. "
                 f"Bring X to the units that `fit` saw."
             )
-        return scaled
 
     @staticmethod
     def _along_channels(value: float | tuple[float, ...], images: Tensor) -> Any:
@@ -315,8 +299,21 @@ class ImageFormat:
 
     def model_background(self, device: torch.device) -> Tensor:
         """Return the background as the model sees it, of shape (n_channels,)."""
-        background = torch.tensor(self.background, device=device, dtype=torch.float32).view(1, -1, 1, 1)
-        return self.scaled(background, (-math.inf, math.inf), device).flatten()
+        background = self._background_in_model(torch.empty(0, device=device, dtype=torch.float32))
+        self._check_not_far(background)
+        return background
+
+    def _background_in_model(self, like: Tensor) -> Tensor:
+        return self.to_units_of_model(like.new_tensor(self.background).view(1, -1, 1, 1)).flatten()
+
+    def own_background(self, corrected: Correction | None, like: Tensor) -> Tensor:
+        """Return what lies outside each of some images, in their own units: of shape (n, n_channels) or (n_channels,)."""
+        background = like.new_tensor(self.background)
+        if corrected is None:
+            return background
+        in_model = self._background_in_model(like).view(1, -1, 1, 1)
+        own = self.from_model(corrected.undone(in_model))[:, :, 0, 0]
+        return torch.where(corrected.changes.view(-1, 1), own, background)
 
     def pose_to_model(self, alpha: NDArray[Any], family: str, device: torch.device) -> Tensor:
         """Return poses in units of the image as the model's, in units of the frame, float32."""
@@ -347,6 +344,8 @@ class ImageFormat:
         *,
         inverse: bool = False,
         padded: Tensor | None = None,
+        background: Tensor | None = None,
+        interpolation: str = "bilinear",
     ) -> NDArray[Any]:
         """Warp rows of pixels, in their own units and precision, by poses in units of the image.
 
@@ -361,16 +360,98 @@ class ImageFormat:
             Whether from the canonical frame to the input's rather than to the canonical one.
         padded : Tensor or None, default=None
             What `to_padded_images` makes of the rows, if the caller has it.
+        background : Tensor of shape (n, n_channels) or None, default=None
+            What lies outside; None is the training images'.
+        interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
         """
         with np.errstate(over="ignore"):
             warped = rows.astype(self.floats(rows.dtype))
         moved = alpha.any(axis=1)
         if not moved.any():
             return warped
-        raw = self.to_padded_images(rows[moved]) if padded is None else padded[torch.from_numpy(moved)]
+        which = torch.from_numpy(moved)
+        raw = self.to_padded_images(rows[moved]) if padded is None else padded[which]
         pose = torch.from_numpy(alpha[moved] / self.frame_to_image_scale(parameters_of(family))).to(raw.dtype)
         matrix = to_matrix(pose, family, aspect=raw.shape[3] / raw.shape[2])
-        background = torch.tensor(self.background, dtype=raw.dtype)
         matrix = invert(matrix) if inverse else matrix
-        warped[moved] = self.to_rows(warp(raw, matrix, background=background, padding=self.padding))
+        if background is None or background.ndim == 1:
+            outside = raw.new_tensor(self.background) if background is None else background
+        else:
+            outside = background[which]
+        known = dict(background=outside, interpolation=interpolation, padding=self.padding)
+        warped[moved] = self.to_rows(warp_without_aliasing(raw, matrix, **known))
         return warped
+
+
+class SeenImages(NamedTuple):
+    """What the model sees of images; each of shape (n, n_channels, height, width) in its frame.
+
+    Attributes
+    ----------
+    images : Tensor
+        What the search looks at: faults are repaired, gaps filled.
+    own : Tensor
+        The images with their faults, of which the ELBO is.
+    faulty, observed : Tensor of bool or None
+        Which pixels are repaired, and which were known; None where none are, or all.
+    corrected : Correction or None
+        What brought them to the brightness of training images.
+    """
+
+    images: Tensor
+    own: Tensor
+    faulty: Tensor | None
+    observed: Tensor | None
+    corrected: Correction | None
+
+
+def _sides_of(image_shape: ImageShape) -> tuple[int, int]:
+    return image_shape[0], image_shape[1]
+
+
+def _looked_at(rows: NDArray[Any], image_shape: ImageShape, frame: Frame) -> NDArray[Any]:
+    """Return images of shape (n, H, W, C), as large as the model sees them and without gaps, from which to learn."""
+    stack = rows.reshape(len(rows), *_sides_of(image_shape), -1)
+    if frame.sides is not None:
+        step = max(frame.padded[0] / frame.sides[0], frame.padded[1] / frame.sides[1])
+        sides = max(1, round(stack.shape[1] / step)), max(1, round(stack.shape[2] / step))
+        small = replace(frame, image=stack.shape[1:3], pad=0, sides=sides)
+        size = max(1, _PIXELS_PER_SLICE // rows.shape[1])
+        parts = [
+            torch.from_numpy(stack[k : k + size].astype(floats_like(rows.dtype))).permute(0, 3, 1, 2)
+            for k in range(0, len(rows), size)
+        ]
+        stack = torch.cat([small.reduced(part) for part in parts]).permute(0, 2, 3, 1).numpy()
+    if stack.dtype.kind != "f" or not np.isnan(stack).any():
+        return stack
+    background = edge_median(torch.from_numpy(stack).permute(0, 3, 1, 2)).numpy()
+    return np.where(np.isnan(stack), background, stack)
+
+
+def has_background(images: Tensor, background: tuple[float, ...], low: float, high: float) -> bool:
+    """Tell whether most pixels along the edges of images, of shape (n, C, H, W), are of one background."""
+    edges = edge_pixels(images).double()
+    distance = (edges - edges.new_tensor(background).view(1, -1, 1)).abs()
+    return bool((distance <= _OF_BACKGROUND * (high - low)).double().mean() >= _MOSTLY_BACKGROUND)
+
+
+def warp_without_aliasing(images: Tensor, matrix: Tensor, **how: Any) -> Tensor:
+    """Return what `warp` does; where it shrinks an image, several samples make a pixel.
+
+    Parameters
+    ----------
+    images, matrix : Tensor
+        See `affine.warp`, as for the further arguments.
+    **how
+    """
+    samples = samples_per_pixel(matrix, images.shape[3] / images.shape[2])
+    if how.get("interpolation") == "nearest" or bool((samples == 1).all()):
+        return warp(images, matrix, **how)
+    height, width = images.shape[2:]
+    background, warped = how.pop("background", 0.0), torch.empty_like(images)
+    for k in samples.unique().tolist():
+        some = samples == k
+        own = background[some] if isinstance(background, Tensor) and background.ndim == 2 else background
+        fine = warp(images[some], matrix[some], background=own, sides=(k * height, k * width), **how)
+        warped[some] = F.avg_pool2d(fine, k) if k > 1 else fine
+    return warped

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..aligner import Aligner, SearchModels
 from ..images import ImageFormat, every_few
-from ..model.avae import canonical_images, is_constant
+from ..model.avae import AVAE, canonical_images, is_constant, with_gaps_explained
 from ..model.module_state import Network, build, global_generator, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
@@ -98,6 +98,8 @@ class TrainingSetup:
     rows : ndarray of shape (n_samples, n_features)
     images : Tensor of shape (n_samples, n_channels, height, width)
         The rows as the model sees them.
+    observed : Tensor of bool of the same shape, or None
+        Which of their pixels are known; None knows all.
     image_format : ImageFormat
     vae_recipe, likelihood_recipe : dict
         See `module_state.build`.
@@ -109,6 +111,7 @@ class TrainingSetup:
 
     rows: NDArray[Any]
     images: Tensor
+    observed: Tensor | None
     image_format: ImageFormat
     vae_recipe: Recipe
     likelihood_recipe: Recipe
@@ -117,27 +120,31 @@ class TrainingSetup:
 
 
 def new_setup(
-    rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool
+    rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool | str
 ) -> TrainingSetup:
     """Return what to train for a new model; see `training_images`."""
-    images, vae_recipe = _scaled_images(image_format, rows, device), model.vae_recipe(image_format)
+    (images, observed), vae_recipe = _seen_images(image_format, rows, device), model.vae_recipe(image_format)
     with global_generator(0, torch.device("cpu")):
         vae = build(vae_recipe).eval()
     model.check_latent_size(vae, image_format)
-    likelihood_recipe = model.likelihood_recipe(images[every_few(len(images))])
+    some = images[every_few(len(images))]
+    if image_format.exposure is not None and image_format.limits is not None:
+        some = some.clamp(*image_format.limits)  # images that were made brighter may be beyond
+    likelihood_recipe = model.likelihood_recipe(some)
     vae_recipe = model.recipe_with_output(vae_recipe, likelihood_recipe, vae)
     images = _within_support(images, build(likelihood_recipe), rows, rescale=rescale)
-    return TrainingSetup(rows, images, image_format, vae_recipe, likelihood_recipe)
+    return TrainingSetup(rows, images, observed, image_format, vae_recipe, likelihood_recipe)
 
 
 def continued_setup(
-    rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool
+    rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool | str
 ) -> TrainingSetup:
     """Return what to train for a model that goes on; see `training_images`."""
     vae, likelihood, image_format = aligner.vae, aligner.likelihood, aligner.image_format
-    images = training_images(image_format, build(likelihood.recipe), rows, device, rescale=rescale)
+    images, observed = training_images(image_format, build(likelihood.recipe), rows, device, rescale=rescale)
     checkpoint = Checkpoint(to_arrays(vae.module), to_arrays(likelihood.module), adam, len(history))
-    return TrainingSetup(rows, images, image_format, vae.recipe, likelihood.recipe, checkpoint, tuple(history))
+    recipes = vae.recipe, likelihood.recipe
+    return TrainingSetup(rows, images, observed, image_format, *recipes, checkpoint, tuple(history))
 
 
 def batch_size_for(n_images: int) -> int:
@@ -165,34 +172,38 @@ def max_epochs_for(n_images: int) -> int:
 
 
 def training_images(
-    image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device, *, rescale: bool
-) -> Tensor:
-    """Return the training images as the model sees them.
+    image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device, *, rescale: bool | str
+) -> tuple[Tensor, Tensor | None]:
+    """Return the training images as the model sees them, and which of their pixels are known; None if all are.
 
     Raises
     ------
     ValueError
         If they are not rescaled and do not fit the likelihood.
     """
-    return _within_support(_scaled_images(image_format, rows, device), likelihood, rows, rescale=rescale)
+    images, observed = _seen_images(image_format, rows, device)
+    return _within_support(images, likelihood, rows, rescale=rescale), observed
 
 
-def _scaled_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> Tensor:
+def _seen_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> tuple[Tensor, Tensor | None]:
     images = torch.empty(len(rows), *image_format.frame_shape, device=device, dtype=torch.float32)
+    observed = None
     for part in image_format.slices(len(rows)):
-        images[part] = image_format.searched(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)[
-            0
-        ]
-    return images
+        seen = image_format.seen(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)
+        images[part] = seen.images
+        if seen.observed is not None:
+            observed = torch.ones_like(images, dtype=torch.bool) if observed is None else observed
+            observed[part] = seen.observed
+    return images, observed
 
 
-def _within_support(images: Tensor, likelihood: nn.Module, rows: NDArray[Any], *, rescale: bool) -> Tensor:
+def _within_support(images: Tensor, likelihood: nn.Module, rows: NDArray[Any], *, rescale: bool | str) -> Tensor:
     """Clamp images, in place, to what the likelihood takes; without rescaling they must lie there."""
     low, high = likelihood.support  # type: ignore[misc]
-    if not rescale and not low <= float(rows.min()) <= float(rows.max()) <= high:
+    if not rescale and not low <= float(np.nanmin(rows)) <= float(np.nanmax(rows)) <= high:
         raise ValueError(
-            f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {rows.min():g} to "
-            f"{rows.max():g}. Use rescale=True or likelihood='gaussian'."
+            f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {np.nanmin(rows):g} to "
+            f"{np.nanmax(rows):g}. Use rescale='image' or likelihood='gaussian'."
         )
     return images.clamp_(low, high)
 
@@ -244,9 +255,12 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
     )
     run_or_recall: Callable[..., Trained] = run
     if not in_part:
-        run_or_recall = parameters.memory.cache(run, ignore=["images", "callbacks", "progress", "observer"])
+        ignored = ["images", "observed", "callbacks", "progress", "observer"]
+        run_or_recall = parameters.memory.cache(run, ignore=ignored)
     parameters.progress.stage(TRAINING)
-    return run_or_recall(config, setup.images, parameters.callbacks, parameters.progress, observer)
+    return run_or_recall(
+        config, setup.images, parameters.callbacks, parameters.progress, observer, observed=setup.observed
+    )
 
 
 def _packed(recipe: Recipe) -> Recipe:
@@ -293,6 +307,9 @@ def learn(
     """
     images, generator = setup.images, torch.Generator()
     generator.set_state(torch.from_numpy(np.array(trained.generator_state)))
+    if setup.observed is not None:
+        setup = replace(setup, images=_without_gaps(aligner.model, images, setup.observed))
+        images = setup.images
     if parameters.align_training:
         images = _some_canonical_images(aligner, setup, generator)
     aligner = _with_search_models(aligner, parameters, images, generator)
@@ -303,10 +320,20 @@ def learn(
     return aligner, _without_gate(aligner).align(setup.rows).alpha
 
 
-def learn_from_upright(aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool) -> Aligner:
+def _without_gaps(model: AVAE, images: Tensor, observed: Tensor) -> Tensor:
+    """Return training images of which the unknown pixels are what the model expects of them as they come."""
+    still = images.new_zeros(len(images), len(model.scale))
+    return with_gaps_explained(model, images, observed, still)
+
+
+def learn_from_upright(
+    aligner: Aligner, parameters: FitParameters, rows: NDArray[Any], *, rescale: bool | str
+) -> Aligner:
     """Learn moments and search models from upright images, around a VAE that was trained elsewhere."""
     image_format, device = aligner.image_format, aligner.device
-    images = training_images(image_format, aligner.likelihood.module, rows, device, rescale=rescale)
+    images, observed = training_images(image_format, aligner.likelihood.module, rows, device, rescale=rescale)
+    if observed is not None:
+        images = _without_gaps(aligner.model, images, observed)
     typical = mean_moments(images, image_format.model_background(device))
     aligner = replace(aligner, moments=tuple(moment.cpu().numpy() for moment in typical))
     generator = torch.Generator().manual_seed(parameters.seed)

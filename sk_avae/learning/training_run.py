@@ -1,6 +1,7 @@
 """One training as a function of plain data: what weights depend on goes in, arrays come out; so it can be cached."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +154,7 @@ def run(
     callbacks: Sequence[Any],
     progress: Progress,
     observer: EpochObserver | None = None,
+    observed: Tensor | None = None,
 ) -> Trained:
     """Build a VAE, or take up one, and train it.
 
@@ -167,6 +169,8 @@ def run(
         Told of every epoch.
     observer : EpochObserver or None, default=None
         Told of every epoch.
+    observed : Tensor of bool of the shape of the images, or None, default=None
+        Which pixels are known; None knows all.
 
     Returns
     -------
@@ -182,9 +186,13 @@ def run(
     stream = RandomStream(int(torch.randint(2**31, (), generator=generator)), images.device)
     with stream.lent():
         model = _built(config, images.device)
-        kept, held_out = _split(images, config.validation_fraction, generator)
+        kept, out = _split(len(images), config.validation_fraction, generator)
         adam = _resumed(config, model, generator)
-    data = _with_poses(config, model, kept, held_out)
+    held_out = None if out is None else images[out]
+    data = _with_poses(config, model, images if kept is None else images[kept], held_out)
+    if observed is not None:
+        parts = observed if kept is None else observed[kept], None if out is None else observed[out]
+        data = replace(data, observed=parts[0], held_out_observed=parts[1])
     still = mean_moments(images, model.background)
 
     def trained(history: History) -> Trained:
@@ -271,10 +279,10 @@ def _arrays(adam: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, NDA
     }
 
 
-def _split(images: Tensor, fraction: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Split off a share of the images."""
+def _split(n: int, fraction: float | None, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    """Return which of n images are trained on, and which held out; None of all and of none."""
     if fraction is None:
-        return images, None
+        return None, None
     seed = int(torch.randint(2**31, (), generator=generator))
-    kept, out = train_test_split(np.arange(len(images)), test_size=fraction, random_state=seed)
-    return images[torch.from_numpy(kept)], images[torch.from_numpy(out)]
+    kept, out = train_test_split(np.arange(n), test_size=fraction, random_state=seed)
+    return torch.from_numpy(kept), torch.from_numpy(out)

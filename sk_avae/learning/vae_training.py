@@ -61,12 +61,16 @@ class TrainingImages:
     held_out : Tensor or None
         Images of the same shape that report the loss, and with `patience` decide when to stop.
     held_out_poses : TrainingPoses or None
+    observed, held_out_observed : Tensor of bool or None
+        Which pixels of either are known; None knows all.
     """
 
     images: Tensor
     poses: TrainingPoses | None = None
     held_out: Tensor | None = None
     held_out_poses: TrainingPoses | None = None
+    observed: Tensor | None = None
+    held_out_observed: Tensor | None = None
 
 
 class VAENet(EpochNet):
@@ -105,7 +109,7 @@ class VAENet(EpochNet):
         alpha = self._improved(self.data.poses, rows)
         self._set_training(True)
         noise = torch.randn(len(images), self.latent_size, generator=self.noise, dtype=torch.float32).to(images)
-        loss = -self.model.elbo(images, alpha, noise=noise).mean()
+        loss = -self.model.elbo(images, alpha, noise=noise, observed=_of(self.data.observed, rows)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), "y_pred": None}
 
@@ -115,7 +119,8 @@ class VAENet(EpochNet):
         alpha = self._improved(self.data.held_out_poses, rows)
         self._set_training(False)
         with torch.no_grad():
-            return {"loss": -self.model.elbo(images, alpha).mean(), "y_pred": None}
+            elbo = self.model.elbo(images, alpha, observed=_of(self.data.held_out_observed, rows))
+            return {"loss": -elbo.mean(), "y_pred": None}
 
     def _improved(self, poses: TrainingPoses | None, rows: Tensor) -> Tensor | None:
         """Return the poses of a batch, improved under frozen weights and running statistics."""
@@ -123,6 +128,10 @@ class VAENet(EpochNet):
             return None
         self._set_training(False)
         return poses.improve(rows)
+
+
+def _of(observed: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if observed is None else observed[rows]
 
 
 class _RecordPoses(Callback):

@@ -55,6 +55,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 PADDINGS = {"background": "zeros", "border": "border", "reflect": "reflection"}
 
 _SMALLEST_DETERMINANT = 1e-30
+_MOST_SAMPLES = 8
 
 
 def parameters_of(family: str) -> tuple[str, ...]:
@@ -258,26 +259,54 @@ def wrap_angle(alpha: Tensor, family: str) -> Tensor:
     return torch.where(angles & outside, wrapped, alpha)
 
 
-def edge_median(images: Tensor) -> Tensor:
-    """Return the median pixel along the edges of images of shape (n, n_channels, height, width), per channel.
-
-    What lies outside the frame, as far as the images tell.
-    """
+def edge_pixels(images: Tensor) -> Tensor:
+    """Return the pixels along the edges of images of shape (n, n_channels, height, width): (n, n_channels, n_edge)."""
     height, width = images.shape[2:]
     inner = torch.zeros(height, width, dtype=torch.bool, device=images.device)
     # A single row (or column) has its edge at its two ends.
     inner[slice(1, -1) if height > 1 else slice(None), slice(1, -1) if width > 1 else slice(None)] = True
     if height == width == 1:
         inner[:] = False
-    return images[:, :, ~inner].transpose(0, 1).flatten(1).median(dim=1).values
+    return images[:, :, ~inner]
 
 
-def _grid(matrix: Tensor, images: Tensor) -> Tensor:
+def edge_median(images: Tensor) -> Tensor:
+    """Return the median pixel along the edges of images of shape (n, n_channels, height, width), per channel.
+
+    What lies outside the frame, as far as the images tell; NaN, of which nothing is known, does not count.
+    """
+    return edge_pixels(images).transpose(0, 1).flatten(1).nanmedian(dim=1).values.nan_to_num()
+
+
+def samples_per_pixel(matrix: Tensor, aspect: float) -> Tensor:
+    """Return how many samples along each side make a pixel without aliasing, of shape (n,): 1 but where images shrink.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (n, 2, 3)
+        Maps output to input coordinates.
+    aspect : float
+        Width over height.
+
+    Examples
+    --------
+    >>> samples_per_pixel(to_matrix(torch.tensor([[0.0, 0.1, 0, 0], [0, 0.7, 0, 0]]), "similarity"), 1.0)
+    tensor([1, 2])
+    """
+    a, b = matrix[:, 0, 0].double(), matrix[:, 0, 1].double() * aspect
+    c, d = matrix[:, 1, 0].double() / aspect, matrix[:, 1, 1].double()
+    half, determinant = (a * a + b * b + c * c + d * d) / 2, a * d - b * c
+    largest = (half + (half.square() - determinant.square()).clamp(min=0).sqrt()).sqrt()
+    # A bilinear sample covers two pixels: half as many again are no harm.
+    return largest.round().clamp(1, _MOST_SAMPLES).long()
+
+
+def _grid(matrix: Tensor, sides: tuple[int, int]) -> Tensor:
     """Return where each output pixel is read, of shape (n, height, width, 2).
 
     What `torch.nn.functional.affine_grid` returns, as sums of a row and a column: a third of the time.
     """
-    height, width = images.shape[2:]
+    height, width = sides
     x = torch.arange(1 - width, width, 2, device=matrix.device).to(matrix) / width
     y = torch.arange(1 - height, height, 2, device=matrix.device).to(matrix) / height
     along_x = matrix[:, :, 0, None] * x
@@ -292,6 +321,7 @@ def warp(
     background: float | Tensor = 0.0,
     interpolation: str = "bilinear",
     padding: str = "background",
+    sides: tuple[int, int] | None = None,
 ) -> Tensor:
     """Sample images at transformed coordinates: ``output(p) = images(matrix @ p)``.
 
@@ -301,12 +331,14 @@ def warp(
         One image per matrix.
     matrix : Tensor of shape (n, 2, 3)
         Maps output to input coordinates.
-    background : float or Tensor of shape (n_channels,), default=0.0
+    background : float or Tensor of shape (n_channels,) or (n, n_channels), default=0.0
         Value outside the frame, in the units of `images`.
     interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
         How pixels are interpolated.
     padding : {"background", "border", "reflect"}, default="background"
         What lies outside the frame: the background, the nearest edge pixel or the mirror image.
+    sides : tuple of int or None, default=None
+        (height, width) of the output, which shows the same frame in more or fewer pixels; None is that of `images`.
 
     Returns
     -------
@@ -332,8 +364,8 @@ def warp(
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {list(PADDINGS)}, got {padding!r}.")
     if isinstance(background, Tensor):
-        background = background.view(1, -1, 1, 1)
-    grid = _grid(matrix, images)
+        background = background.view(-1, images.shape[1], 1, 1)
+    grid = _grid(matrix, sides or (images.shape[2], images.shape[3]))
     # grid_sample only fills with zeros, so the background is moved there and back.
     sampled = F.grid_sample(
         images - background,

@@ -78,7 +78,13 @@ class AVAE:
         fill = self.likelihood.fill(self.background)  # type: ignore[operator]
         return warp(parameters, invert(matrix), background=fill, padding=self.padding)
 
-    def elbo(self, images: Tensor, alpha: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    def elbo(
+        self,
+        images: Tensor,
+        alpha: Tensor | None = None,
+        noise: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Tensor:
         """Return the ELBO of each image, in nats, taken in the input frame.
 
         Parameters
@@ -89,6 +95,8 @@ class AVAE:
         noise : Tensor of shape (n, latent_size) or None
             Standard normal noise for a sampled z; None takes the posterior mean: a score must be
             deterministic.
+        observed : Tensor of bool of the shape of the images, or None
+            Which pixels are known: the likelihood is of these alone. None knows all.
 
         Returns
         -------
@@ -101,8 +109,31 @@ class AVAE:
         matrix = None if alpha is None else self.matrix(alpha, images)
         mean, log_var = self.encode(images, matrix)
         z = mean if noise is None else mean + noise * (0.5 * log_var).exp()
-        log_prob = self.likelihood.log_prob(images, self.decode(z, matrix))  # type: ignore[operator]
+        parameters = self.decode(z, matrix)
+        log_prob = (
+            self.likelihood.log_prob(images, parameters)  # type: ignore[operator]
+            if observed is None
+            else self._log_prob_of(images, parameters, observed)
+        )
         return log_prob - kl_divergence(mean, log_var)
+
+    def elbo_of_observed(self, images: Tensor, observed: Tensor) -> Tensor:
+        """Return the ELBO of each image as it came, of the pixels that are known; see `elbo`."""
+        return self.elbo(images, observed=None if bool(observed.all()) else observed)
+
+    def _log_prob_of(self, images: Tensor, parameters: Tensor, observed: Tensor) -> Tensor:
+        """Return the log-probability of the pixels that are known.
+
+        A likelihood sums over all pixels. The others show the background for certain, and what that adds is taken off.
+        """
+        likelihood, n_pixels = self.likelihood, images[0].numel()
+        ground = self.background.view(1, -1, 1, 1).to(images).expand_as(images)
+        certain = likelihood.fill(self.background).view(1, -1, 1, 1).to(images).expand_as(images)  # type: ignore[operator]
+        found = likelihood.log_prob(  # type: ignore[operator]
+            torch.where(observed, images, ground), torch.where(observed, parameters, certain)
+        )
+        n_unknown = (~observed).flatten(1).sum(dim=1)
+        return found - likelihood.log_prob(ground, certain) * (n_unknown / n_pixels)  # type: ignore[operator, no-any-return]
 
     def log_prior(self, alpha: Tensor) -> Tensor:
         """Return the log-density of poses up to a constant, of shape (n,); see `prior.log_prior`."""
@@ -147,3 +178,22 @@ def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
         lambda some, pose: model.canonical(some, model.matrix(pose, some)), images_per_batch(images), images, alpha
     )
     return torch.where(alpha.any(dim=1)[:, None, None, None], canonical, images)
+
+
+def with_gaps_explained(model: AVAE, images: Tensor, observed: Tensor, alpha: Tensor) -> Tensor:
+    """Return images of which the pixels that nobody knows are what the model expects there, given their poses.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+        Their gaps filled somehow.
+    observed : Tensor of bool of shape (n, n_channels, height, width)
+    alpha : Tensor of shape (n, n_params)
+    """
+
+    def expected(some: Tensor, pose: Tensor) -> Tensor:
+        matrix = model.matrix(pose, some)
+        return model.likelihood.mean(model.decode(model.encode(some, matrix)[0], matrix))  # type: ignore[operator, no-any-return]
+
+    return torch.where(observed, images, in_batches(expected, images_per_batch(images, model.vae), images, alpha))

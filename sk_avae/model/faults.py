@@ -54,14 +54,42 @@ def repaired(images: Tensor, limits: Limits) -> Tensor:
     few = has_few(faulty)
     if bool(few.any()):
         some, wrong = images[few], faulty[few]
-        sound = _neighbours(some.masked_fill(wrong, torch.nan)).nanmedian(dim=2).values.view_as(some)
+        sound = neighbours(some.masked_fill(wrong, torch.nan)).nanmedian(dim=2).values.view_as(some)
         images = images.clone()
         images[few] = torch.where(wrong & ~sound.isnan(), sound, some)
     return images.clamp(*reach_of_pixels(limits))
 
 
-def _neighbours(images: Tensor) -> Tensor:
+def neighbours(images: Tensor) -> Tensor:
     """Return each pixel's 3 x 3 neighbourhood, of shape (n, n_channels, 9, height * width)."""
     n, n_channels = images.shape[:2]
     padded = F.pad(images, (1, 1, 1, 1), value=torch.nan)
     return F.unfold(padded, 3).view(n, n_channels, 9, -1)
+
+
+# Nothing is filled from fewer neighbours, nor from farther away than so many pixels.
+_FEWEST_NEIGHBOURS = 3
+_FILLED_AROUND = 2
+
+
+def with_gaps_filled(images: Tensor, background: Tensor) -> Tensor:
+    """Return images without NaN: the mean of known neighbours fills single pixels and the rims of gaps, else background.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, n_channels, height, width)
+    background : Tensor of shape (n_channels,)
+
+    Examples
+    --------
+    >>> image = torch.full((1, 1, 5, 5), 0.25)
+    >>> image[0, 0, 1, 3] = torch.nan
+    >>> with_gaps_filled(image, torch.zeros(1)).unique()
+    tensor([0.2500])
+    """
+    for _ in range(_FILLED_AROUND):
+        around = neighbours(images)
+        known = (~around.isnan()).sum(dim=2) >= _FEWEST_NEIGHBOURS
+        mean = around.nanmean(dim=2).masked_fill(~known, torch.nan)
+        images = torch.where(images.isnan(), mean.view_as(images), images)
+    return torch.where(images.isnan(), background.to(images).view(1, -1, 1, 1), images)

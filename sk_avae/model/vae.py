@@ -125,6 +125,10 @@ class MLPVAE(nn.Module):
         return self.decoder(z).view(-1, *self.image_shape)
 
 
+# What both sides of `ConvVAE`'s images are multiples of.
+CONV_MULTIPLE = 4
+
+
 class ConvVAE(nn.Module):
     """The paper's convolutional VAE.
 
@@ -154,7 +158,7 @@ class ConvVAE(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], latent_size: int) -> None:
         super().__init__()
         channels, height, width = image_shape
-        if height % 4 or width % 4 or min(height, width) < 8:
+        if height % CONV_MULTIPLE or width % CONV_MULTIPLE or min(height, width) < 8:
             raise ValueError(
                 f"ConvVAE needs image sides divisible by 4 and at least 8, got {height}x{width}. "
                 f"Choose `pad` so that they are, or module='mlp'."

@@ -54,6 +54,11 @@ class Alignment:
         """Return the tensors by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def updated(self, rows: Tensor, others: "Alignment") -> "Alignment":
+        """Return this with what was found for some rows instead."""
+        new = others.arrays()
+        return Alignment(**{name: old.index_copy(0, rows, new[name]) for name, old in self.arrays().items()})
+
 
 @dataclass(frozen=True)
 class RefinedHypotheses:
@@ -151,7 +156,9 @@ def align(
     )
 
 
-def with_own_elbo(found: Alignment, model: AVAE, images: Tensor, rows: Tensor) -> Alignment:
+def with_own_elbo(
+    found: Alignment, model: AVAE, images: Tensor, rows: Tensor, observed: Tensor | None = None
+) -> Alignment:
     """Return what was found by way of repaired images, with the ELBOs that some of them have as they came.
 
     Parameters
@@ -162,8 +169,11 @@ def with_own_elbo(found: Alignment, model: AVAE, images: Tensor, rows: Tensor) -
         As they came.
     rows : Tensor of shape (m,)
         Those that were repaired.
+    observed : Tensor of bool of shape (n, n_channels, height, width) or None, default=None
+        See `Objective`.
     """
-    objective, poses = Objective(model, images[rows]), found.hypotheses[rows]
+    known = None if observed is None else observed[rows]
+    objective, poses = Objective(model, images[rows], known), found.hypotheses[rows]
     owner = torch.arange(len(rows), device=rows.device).repeat_interleave(poses.shape[1])
     flat = poses.flatten(0, 1)
     lowest = torch.finfo(images.dtype).min  # what overflows is as unlikely as can be said

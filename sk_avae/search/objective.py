@@ -41,6 +41,8 @@ class Objective:
     model : AVAE
         Its networks in evaluation mode; nothing in it is changed.
     images : Tensor of shape (n, n_channels, height, width)
+    observed : Tensor of bool of the same shape, or None, default=None
+        Which pixels are known, see `AVAE.elbo`; None knows all.
 
     Attributes
     ----------
@@ -48,9 +50,10 @@ class Objective:
         What the model's density has to know of the images, found once for all their poses.
     """
 
-    def __init__(self, model: AVAE, images: Tensor) -> None:
+    def __init__(self, model: AVAE, images: Tensor, observed: Tensor | None = None) -> None:
         self.model = model
         self.images = images
+        self.observed = observed
         self.moments = model.moments(images)
         self._size = images_per_batch(images, model.vae)
         self._critic_size = images_per_batch(images, model.critic)
@@ -82,11 +85,14 @@ class Objective:
 
     def elbo_identity(self) -> Tensor:
         """Return the ELBO of every image as it came, without warps, of shape (n,)."""
-        return in_batches(self.model.elbo, self._size, self.images)
+        if self.observed is None:
+            return in_batches(self.model.elbo, self._size, self.images)
+        return in_batches(self.model.elbo_of_observed, self._size, self.images, self.observed)
 
     def critic_score_identity(self) -> Tensor:
         """Return what the critic says of every image as it came, of shape (n,)."""
         return in_batches(self.model.critic_score, self._critic_size, self.images)
 
     def _loss(self, rows: Tensor, poses: Tensor) -> Tensor:
-        return -self.model.elbo(self.images[rows], poses) - self.log_prior(rows, poses)
+        observed = None if self.observed is None else self.observed[rows]
+        return -self.model.elbo(self.images[rows], poses, observed=observed) - self.log_prior(rows, poses)

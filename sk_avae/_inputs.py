@@ -1,7 +1,6 @@
 """Images as people give them: arrays, tensors, data frames, rows or stacks. Checked, and turned into rows of pixels."""
 
 import math
-import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from ._sizes import as_shape, has_other_sizes, in_one_size, is_image, shapes_in
 from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few
 from .model.avae import LEAST_CONTRAST
 
@@ -28,6 +28,9 @@ _SMALLEST_SIDE = 8
 _LONGEST_ASPECT = 2.0
 # Rows of interleaved channels repeat themselves at the distance of a pixel: so much more than at shorter ones.
 _REPEATS = 0.5
+
+# Images whose width over height differs by less, as a logarithm, show the same scene but for rounded sides.
+_SAME_PROPORTION = 0.05
 
 # Integers of more bytes, and long doubles, do not fit single precision.
 _BYTES_IN_SINGLE = 2
@@ -52,8 +55,9 @@ def as_images(X: Any, name: str = "X") -> Any:
         return np.ma.getdata(X)
     if isinstance(X, list | tuple) and any(isinstance(row, Tensor) or np.ma.isMaskedArray(row) for row in X):
         X = [as_images(row, name) for row in X]
-    nested = isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1
-    return np.asarray(X) if nested else X
+    if not isinstance(X, list | tuple) or not len(X) or not is_image(X[0]):
+        return X
+    return X if len(shapes_in(X)) > 1 else np.asarray(X)
 
 
 def with_nan_for_masked(X: Any) -> Any:
@@ -61,7 +65,7 @@ def with_nan_for_masked(X: Any) -> Any:
     if not np.ma.isMaskedArray(X) or not np.ma.is_masked(X):
         return X
     floats = X.dtype if X.dtype.kind == "f" else np.dtype(np.float32)
-    return X.astype(floats).filled(np.nan)
+    return np.ma.filled(X.astype(floats), np.nan)
 
 
 def _from_tensor(X: Tensor, name: str) -> NDArray[Any]:
@@ -118,6 +122,15 @@ def is_stack(X: Any) -> bool:
     return getattr(X, "ndim", None) in (3, 4)
 
 
+def stacked_shape(X: Any, image_shape: ImageShape) -> tuple[int, ...] | None:
+    """Return the shape that images come back in if they came as a stack or a list of images; None for rows."""
+    if is_stack(X):
+        return tuple(X.shape)
+    if isinstance(X, list | tuple) and len(X) and is_image(X[0]):
+        return (len(X), *image_shape)
+    return None
+
+
 def check_rows(
     estimator: BaseEstimator,
     X: Any,
@@ -152,17 +165,20 @@ def check_rows(
         If X is empty, sparse, complex, has NaN or infinite pixels or the wrong number of them.
     """
     gaps = missing_values != "error"
-    X = as_images(with_nan_for_masked(X) if gaps else X)
+    X = with_nan_for_masked(X) if gaps else X
+    if has_other_sizes(X, image_shape):
+        X = in_one_size([np.asarray(as_images(x)) for x in X], image_shape)
+    X = as_images(X)
     if is_stack(X):
         stack_shape = tuple(int(side) for side in X.shape[1:])
         if image_shape is None:
             check_channels_last(stack_shape)
             image_shape = stack_shape
-        elif (*stack_shape, 1)[:3] != (*_as_shape(image_shape), 1)[:3]:
-            advice = _how_to_turn(stack_shape, (len(X), *stack_shape), _as_shape(image_shape))
+        elif (*stack_shape, 1)[:3] != (*as_shape(image_shape), 1)[:3]:
+            advice = _how_to_turn(stack_shape, (len(X), *stack_shape), as_shape(image_shape))
             raise ValueError(f"X holds images of shape {stack_shape}, but image_shape is {image_shape}.{advice}")
         X = np.asarray(X).reshape(len(X), math.prod(stack_shape))
-    elif image_shape is not None and getattr(X, "shape", ()) == (shape := _as_shape(image_shape))[:2] and shape[0] > 1:
+    elif image_shape is not None and getattr(X, "shape", ()) == (shape := as_shape(image_shape))[:2] and shape[0] > 1:
         raise ValueError(
             f"X has {shape[1]} features per row: of shape {shape[:2]} it is one image, and a batch of images is "
             f"expected. Pass X[None]."
@@ -179,6 +195,30 @@ def check_rows(
     if reset and image_shape is None:
         check_square(rows)
     return rows, resolve_image_shape(image_shape, rows.shape[1])
+
+
+def check_stack(X: Any, image_shape: ImageShape) -> NDArray[Any]:
+    """Return other images than those that were aligned, of shape (n, H, W) or (n, H, W, C), in the same proportion.
+
+    Raises
+    ------
+    ValueError
+        If X is no stack of numbers, or of another proportion.
+    """
+    stack = np.asarray(as_images(X))
+    if stack.ndim not in (3, 4) or not len(stack) or 0 in stack.shape:
+        raise ValueError(
+            f"X must be images of shape (n, height, width) or (n, height, width, channels), got {stack.shape}."
+        )
+    if stack.dtype.kind not in "biuf":
+        raise ValueError(f"X must hold numbers, got {stack.dtype}.")
+    aspect = image_shape[1] / image_shape[0]
+    if not abs(math.log(stack.shape[2] / stack.shape[1] / aspect)) <= _SAME_PROPORTION:
+        raise ValueError(
+            f"X holds images of {stack.shape[1]} x {stack.shape[2]} pixels, which are not in the proportion of those "
+            f"that were aligned, {image_shape[0]} x {image_shape[1]}. Crop or pad them to it."
+        )
+    return stack
 
 
 def check_names(estimator: BaseEstimator, X: Any, *, reset: bool = False) -> None:
@@ -310,17 +350,6 @@ def _n_interleaved(rows: NDArray[Any]) -> int | None:
     return None
 
 
-def _as_shape(image_shape: Any) -> ImageShape:
-    """Return an image shape as a tuple of two or three positive ints."""
-    try:
-        shape = tuple(operator.index(side) for side in image_shape)
-    except TypeError:
-        shape = ()
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {image_shape!r}.")
-    return shape  # type: ignore[return-value]
-
-
 def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> ImageShape:
     """Return the shape of images of `n_features` pixels: as given, else a square, else one row.
 
@@ -332,7 +361,7 @@ def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> Imag
     if image_shape is None:
         side = math.isqrt(n_features)
         return (side, side) if side * side == n_features else (1, n_features)
-    shape = _as_shape(image_shape)
+    shape = as_shape(image_shape)
     if math.prod(shape) != n_features:
         raise ValueError(
             f"X has {n_features} features per sample, but image_shape={tuple(image_shape)} needs {math.prod(shape)}."
@@ -360,9 +389,12 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
         )
 
 
-def check_images_are_numbers(images: NDArray[Any], name: str) -> NDArray[Any]:
-    """Return computed images, or raise ValueError naming the argument whose numbers were too large for them."""
-    if not np.isfinite(images).all():
+def check_images_are_numbers(images: NDArray[Any], name: str, *, gaps: bool = False) -> NDArray[Any]:
+    """Return computed images, or raise ValueError naming the argument whose numbers were too large for them.
+
+    With `gaps` NaN is a pixel that nobody knows.
+    """
+    if np.isinf(images).any() or not (gaps or np.isfinite(images).all()):
         row = int((~np.isfinite(images)).any(axis=1).argmax())
         raise ValueError(
             f"{name} has numbers so large, in row {row} for one, that its image is no longer one of finite pixels. "

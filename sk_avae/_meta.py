@@ -42,6 +42,16 @@ def unfrozen(aligner: Any) -> AVAEEstimator:
     return aligner.estimator if isinstance(aligner, FrozenEstimator) else aligner
 
 
+def missing_values_of(estimator: Any) -> str:
+    """Return what an aligner, or the default one for None, makes of NaN."""
+    return str(getattr(unfrozen(estimator), "missing_values", "error"))
+
+
+def allows_gaps(estimator: Any) -> bool:
+    """Tell whether an aligner takes pixels that nobody knows."""
+    return missing_values_of(estimator) != "error"
+
+
 def aligned_copies(aligner: AVAEEstimator, rows: NDArray[Any], n: int, random_state: Any) -> Iterator[NDArray[Any]]:
     """Yield the canonical images of rows in other poses, drawn anew each time.
 

@@ -5,38 +5,32 @@ tensors is the business of `ImageFormat`, how poses are found that of `search`.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from ._searched import Searched, Told, Warping
 from .images import ImageFormat, SeenImages, to_tensor
 from .model.affine import parameters_of, to_matrix
-from .model.avae import AVAE, is_constant, with_gaps_explained
+from .model.avae import AVAE, is_constant
 from .model.batches import device_batch_factor, images_per_batch, in_batches
 from .model.contexts import methods_in_plain_torch
-from .model.faults import has_few
 from .model.module_state import Network
 from .model.moments import Moments
 from .model.vae import as_contracted, fused
 from .progress import counting
 from .result import AlignmentResult
-from .search.align import Alignment, align, with_own_elbo
-from .search.certainty import Confidence, chance_of_right, pose_deviation
+from .search.certainty import Confidence, chance_of_right
+from .search.find import find_poses
 from .search.objective import Objective
 from .search.proposer import PoseInitializer, Proposer
 from .search.screening import screen_staged
 from .search.settings import PoseSettings, SearchSettings
-
-
-# Times that gaps are filled by what was found, and searched again.
-_N_FILLINGS = 2
 
 
 @dataclass(frozen=True)
@@ -68,69 +62,6 @@ class SearchModels:
     pose_spread: Mapping[str, float] = field(default_factory=dict)
     min_gain: float | None = None
     confidence: Confidence = field(default_factory=Confidence)
-
-
-class Searched(NamedTuple):
-    """A slice of rows on its way: as tensors, and what was found.
-
-    Attributes
-    ----------
-    rows : slice
-        Which of the rows.
-    padded : Tensor of shape (n, n_channels, height, width)
-        The rows' own pixels with their margins.
-    seen : SeenImages
-        What the model sees.
-    arrays : dict from str to ndarray
-        Those of `AlignmentResult` but for its matrix, in the input's units.
-    """
-
-    rows: slice
-    padded: Tensor
-    seen: SeenImages
-    arrays: dict[str, NDArray[Any]]
-
-
-class _Seen:
-    """What a search has seen that its caller is warned of."""
-
-    def __init__(self) -> None:
-        self.n_missed = 0
-        self.n_faulty = self.n_images = self.n_inverted = 0
-
-    def note(self, seen: SeenImages) -> None:
-        """Count faulty pixels; of images that are in other units altogether `fit`'s caller is told elsewhere."""
-        if seen.corrected is not None:
-            self.n_inverted += int(seen.corrected.inverts.sum())
-        if seen.faulty is not None:
-            few = has_few(seen.faulty)
-            self.n_images += int(few.sum())
-            self.n_faulty += int(seen.faulty[few].sum())
-
-    def warn(self, n: int, settings: SearchSettings) -> None:
-        """Warn of it, once for all n images."""
-        if self.n_faulty:
-            warnings.warn(
-                f"{self.n_faulty} pixels of {self.n_images} of the {n} images lie farther outside the fitted range "
-                f"than it is wide. The search takes them for faults and looks at their neighbours; results keep them.",
-                UserWarning,
-                stacklevel=5,
-            )
-        if self.n_inverted:
-            warnings.warn(
-                f"The contrast of {self.n_inverted} of {n} images is inverted against the training images: dark where "
-                f"these are bright. Their poses are found all the same, and results keep their pixels. A classifier "
-                f"behind them needs images as it learned them: pass high + low - X.",
-                UserWarning,
-                stacklevel=5,
-            )
-        if self.n_missed and settings.max_iter:
-            warnings.warn(
-                f"The poses of {self.n_missed} of {n} images stopped at max_iter={settings.max_iter} before they "
-                f"converged to tol={settings.tol:g} nats. Raise max_iter or tol if that is too coarse.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
 
 
 @methods_in_plain_torch
@@ -259,55 +190,21 @@ class Aligner:
         ------
         searched : Searched
         """
-        model, initializer, seen = self.model, self.initializer, _Seen()
+        model, initializer, seen = self.model, self.initializer, Told()
         settings = replace(self.search, min_gain=self.gate(), temperature=self.models.temperature)
         with counting(len(rows), verbose) as more:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
                 images = self._seen(padded)
-                images, found, more_tensors = self._found(images, model, initializer, settings, certainty=certainty)
-                tensors = found.arrays() | more_tensors
+                movable = ~is_constant(self.image_format.crop(images.images))
+                filled, tensors = find_poses(model, initializer, settings, images, movable=movable, certainty=certainty)
+                images = images._replace(images=filled)
                 arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
                 seen.note(images)
-                seen.n_missed += int((~found.converged).sum())
+                seen.n_missed += int((~tensors["converged"]).sum())
                 yield Searched(part, padded, images, self._in_input_units(arrays, images))
                 more(len(padded))
         seen.warn(len(rows), settings)
-
-    def _found(
-        self,
-        seen: SeenImages,
-        model: AVAE,
-        initializer: PoseInitializer,
-        settings: SearchSettings,
-        *,
-        certainty: bool,
-    ) -> tuple[SeenImages, Alignment, dict[str, Tensor]]:
-        """Find the poses of some images; where these have gaps, fill them by what was found and search again."""
-        movable = ~is_constant(self.image_format.crop(seen.images))
-
-        def search(images: Tensor, observed: Tensor | None, movable: Tensor) -> tuple[Objective, Alignment]:
-            objective = Objective(model, images, observed)
-            candidates = initializer.candidates(model, images, settings.n_restarts)
-            return objective, align(objective, candidates, settings, movable)
-
-        objective, found = search(seen.images, seen.observed, movable)
-        if seen.observed is not None:
-            gaps = (~seen.observed).flatten(1).any(dim=1).nonzero()[:, 0]
-            images, observed = seen.images, seen.observed
-            for _ in range(_N_FILLINGS):
-                filled = with_gaps_explained(model, images[gaps], observed[gaps], found.alpha[gaps])
-                images = images.index_copy(0, gaps, filled)
-                _, again = search(filled, observed[gaps], movable[gaps])
-                found = found.updated(gaps, again)
-            objective = Objective(model, images, observed)
-            seen = seen._replace(images=images, own=torch.where(observed, seen.own, images))
-        if seen.own is not seen.images:
-            changed = (seen.own != seen.images).flatten(1).any(dim=1).nonzero()[:, 0]
-            if len(changed):
-                found = with_own_elbo(found, model, seen.own, changed, seen.observed)
-        more = _certainty(objective, initializer, found.alpha, movable) if certainty else {}
-        return seen, found, more
 
     def align(self, rows: NDArray[Any], *, certainty: bool = False, verbose: int = 0) -> AlignmentResult:
         """Find the poses of rows; see `search_rows`."""
@@ -341,9 +238,8 @@ class Aligner:
             free = arrays["alpha_std"] != 0  # NaN stays what it is
             arrays["alpha_std"] = np.where(free, np.hypot(arrays["alpha_std"], spread), 0.0)
             arrays["confidence"] = _confidence_of(arrays, self.pose.family, self.models.confidence)
-        log_jacobian = self._log_jacobian(seen)
         for name in ("elbo", "elbo_identity", "hypothesis_elbo"):
-            arrays[name] = arrays[name] + (log_jacobian[:, None] if arrays[name].ndim == 2 else log_jacobian)
+            arrays[name] = (arrays[name].T + self._log_jacobian(seen)).T
         return arrays
 
     def transform(self, rows: NDArray[Any], out: NDArray[Any], *, verbose: int = 0) -> None:
@@ -403,38 +299,8 @@ class Aligner:
 
     def _canonical(self, searched: Searched, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Return a slice of rows without their poses, in their own pixels."""
-        seen, padded, rows = searched.seen, searched.padded, rows[searched.rows]
-        how = {
-            "background": self.image_format.own_background(seen.corrected, padded),
-            "interpolation": self.interpolation,
-        }
-        if seen.observed is None:
-            return self.image_format.warp_rows(rows, alpha, self.pose.family, padded=padded, **how)
-        unknown = padded.isnan()
-        expected = self._expected_pixels(searched, alpha).to(padded)
-        filled = torch.where(unknown, expected, padded)
-        canonical = self.image_format.warp_rows(
-            self.image_format.to_rows(filled), alpha, self.pose.family, padded=filled, **how
-        )
-        if self.keeps_gaps:
-            gaps = unknown.to(padded.dtype)
-            gone = self.image_format.warp_rows(
-                self.image_format.to_rows(gaps),
-                alpha,
-                self.pose.family,
-                padded=gaps,
-                background=gaps.new_zeros(gaps.shape[:2]),
-            )
-            canonical[gone >= 0.5] = np.nan
-        return canonical
-
-    def _expected_pixels(self, searched: Searched, alpha: NDArray[Any]) -> Tensor:
-        """Return what the model expects images in their poses to be, with their margins, in their own units."""
-        z = to_tensor(self._posterior_means(searched, alpha), self.device)
-        expected = torch.from_numpy(self._in_batches(self._expected_images, z, self.pose_to_model(alpha)))
-        if searched.seen.corrected is not None:
-            expected = searched.seen.corrected.undone(expected.to(searched.padded.dtype))
-        return self.image_format.frame.enlarged(self.image_format.from_model(expected))
+        how = Warping(self.pose.family, self.interpolation, self.keeps_gaps)
+        return searched.canonical(self.image_format, rows[searched.rows], alpha, how)
 
     def warp(self, rows: NDArray[Any], alpha: NDArray[Any], *, inverse: bool = False) -> NDArray[Any]:
         """Warp rows by poses to the canonical frame, or from it; see `ImageFormat.warp_rows`."""
@@ -482,13 +348,7 @@ class Aligner:
 
     def _log_jacobian(self, seen: SeenImages) -> NDArray[Any]:
         """Return what turns a density of what the model sees into one of the input's units, in nats, of shape (n,)."""
-        n = len(seen.images)
-        if not self.likelihood.module.is_density:
-            return np.zeros(n)
-        log_jacobian = np.full(n, -self.image_format.log_volume)
-        if seen.corrected is not None:
-            log_jacobian += seen.images[0].numel() * np.log(np.abs(seen.corrected.slope.flatten().double().numpy()))
-        return log_jacobian
+        return self.likelihood.module.is_density * self.image_format.log_jacobian(seen)
 
     def to_model(self, rows: NDArray[Any]) -> Tensor:
         """Return rows as what the model sees."""
@@ -504,16 +364,6 @@ class Aligner:
     def _in_batches(self, function: Any, *rows: Tensor) -> NDArray[Any]:
         blank = torch.empty(1, *self.image_format.frame_shape, device=self.device, dtype=torch.float32)
         return in_batches(function, images_per_batch(blank, self.vae.module), *rows).cpu().numpy()
-
-
-def _certainty(objective: Objective, initializer: PoseInitializer, alpha: Tensor, movable: Tensor) -> dict[str, Tensor]:
-    """Return what is known of poses, in units of the frame; of images that have none nothing is."""
-    deviation = pose_deviation(objective, alpha)
-    agreement = initializer.agreement(objective.model, objective.images, alpha)
-    return {
-        "alpha_std": deviation.masked_fill(~movable[:, None] & (deviation != 0), math.nan),
-        "agreement": agreement.masked_fill(~movable, math.nan),
-    }
 
 
 def _confidence_of(arrays: dict[str, NDArray[Any]], family: str, confidence: Confidence) -> NDArray[Any]:

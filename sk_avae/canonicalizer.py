@@ -8,8 +8,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ._inputs import as_images, check_names, check_rows, is_stack
-from ._meta import new_aligner, unfrozen
+from ._inputs import check_names, check_rows, stacked_shape
+from ._meta import allows_gaps, missing_values_of, new_aligner, unfrozen
 from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .result import AlignmentResult
@@ -87,7 +87,8 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         task = Task.of_fit(self, 1, X, y)
         estimator = task.fit("fit-estimator", new_aligner(self.estimator, self.random_state), X, y)
         if unfrozen(estimator) is not estimator:  # which has looked at nothing
-            check_rows(estimator, X, image_shape=estimator.image_shape_)
+            gaps = missing_values_of(estimator)
+            check_rows(estimator, X, image_shape=estimator.image_shape_, missing_values=gaps)
         self.estimator_ = estimator
         self.n_features_in_ = estimator.n_features_in_
         if hasattr(estimator, "feature_names_in_"):
@@ -114,12 +115,12 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_names(self, X)
-        X = as_images(X)
         canonical = np.asarray(self.estimator_.transform(X))
         if self.append_alpha:
             return canonical
         pixels = canonical[:, : self.n_features_in_]
-        return pixels.reshape(np.shape(X)) if is_stack(X) and not wants_container(self) else pixels
+        shape = stacked_shape(X, unfrozen(self.estimator_).image_shape_)
+        return pixels if shape is None or wants_container(self) else pixels.reshape(shape)
 
     @available_if(_appends_alpha)  # type: ignore[untyped-decorator]
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -172,4 +173,5 @@ class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = allows_gaps(self.estimator)
         return tags

@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ._inputs import as_images, check_names, check_rows
-from ._meta import aligned_copies, new_aligner, unfrozen
+from ._meta import aligned_copies, allows_gaps, missing_values_of, new_aligner, unfrozen
 from ._validation import check_count, repeated, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
 
@@ -154,12 +154,13 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         task = Task.of_fit(self, 2, X, labels)
         with unchanged_on_error(self):
             shape = getattr(unfrozen(estimator), "image_shape_", None) or getattr(estimator, "image_shape", None)
-            rows, _ = check_rows(self, X, image_shape=shape, reset=True)
+            gaps = missing_values_of(estimator)
+            rows, _ = check_rows(self, X, image_shape=shape, reset=True, missing_values=gaps)
             check_consistent_length(rows, labels)
             self.estimator_ = task.fit("fit-estimator", estimator, X, labels)
             aligner = unfrozen(self.estimator_)
             if aligner is not self.estimator_:  # which has looked at nothing
-                check_rows(aligner, X, image_shape=aligner.image_shape_)
+                check_rows(aligner, X, image_shape=aligner.image_shape_, missing_values=gaps)
             images = aligner._transformed(rows)[:, : rows.shape[1]]
             if self.n_copies:
                 copies = aligned_copies(aligner, rows, self.n_copies, self.random_state)
@@ -170,6 +171,11 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             self.classes_ = self.classifier_.classes_
         task.end()
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = allows_gaps(self.estimator)
+        return tags
 
     def _new_classifier(self) -> Any:
         if self.classifier is not None:

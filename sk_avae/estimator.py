@@ -22,6 +22,7 @@ from ._inputs import (
     as_images,
     check_images_are_numbers,
     check_rows,
+    check_stack,
     dtypes_of,
     enormous_numbers_refused,
     is_large_enough,
@@ -48,13 +49,14 @@ from .aligner import Aligner, SearchModels
 from .aligner_state import STATE_NAMES, from_state, to_state
 from .callbacks import CallbackSupport, Task, with_callbacks
 from .expert import DEPRECATED, MOVED, ExpertSettings, is_deprecated, upgraded
-from .images import ImageFormat
+from .images import ImageFormat, warp_stack
 from .learning import fit as learning
+from .learning.image_formats import format_with_usual, learned_format
 from .learning.perturbation import random_poses
 from .learning.recipes import ModelParameters, check_same_model
 from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
-from .model.affine import PADDINGS, check_family, parameters_of, with_reflection
+from .model.affine import INTERPOLATIONS, PADDINGS, check_family, invert, parameters_of, with_reflection
 from .model.contexts import in_plain_torch
 from .model.frame import SMALLEST_FRAME, frame_sides
 from .model.module_state import Network, available_device, build, freeze, pack, unpack
@@ -447,7 +449,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         rows, image_shape = check_rows(
             self, X, image_shape=self.image_shape, reset=True, missing_values=self.missing_values
         )
-        image_format = ImageFormat.learn(
+        image_format = learned_format(
             rows,
             image_shape,
             pad=int(self.pad),
@@ -737,6 +739,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             rows = estimator._rows(X)
             read = estimator._fit_parameters(len(rows))
             rescale = estimator.rescale
+            if rescale == "image":
+                usual = format_with_usual(image_format, rows)
+                estimator.aligner_ = replace(estimator.aligner_, image_format=usual)
             estimator.aligner_ = learning.learn_from_upright(estimator.aligner_, read, rows, rescale=rescale)
             read.progress.end()
         estimator.aligner_.gate()
@@ -834,6 +839,67 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         check_is_fitted(self)
         return self._posed(*self._split(X, "X", self.n_features_in_, "n_features"))
 
+    def warp(
+        self,
+        X: ArrayLike,
+        alpha: Any,
+        *,
+        interpolation: str = "bilinear",
+        background: float = 0.0,
+        inverse: bool = False,
+    ) -> NDArray[Any]:
+        """Take poses off other images: label masks, further channels, the same scenes at a higher resolution.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, H, W) or (n_samples, H, W, C)
+            Images of any size in the proportion of those that were aligned, and of any number of channels.
+        alpha : ndarray of shape (n_samples, n_params) or AlignmentResult
+            Poses, as `align` and `transform` return them.
+        interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
+            "nearest" is for labels: their type and values stay.
+        background : float, default=0.0
+            What lies outside X, unless `padding` goes on with the edge pixels.
+        inverse : bool, default=False
+            Whether to put poses on, rather than to take them off.
+
+        Returns
+        -------
+        X_warped : ndarray of the shape of X
+
+        Raises
+        ------
+        ValueError
+            If X is no stack of images, has another proportion, or there are not as many poses.
+
+        Examples
+        --------
+        >>> from sk_avae.datasets import load_mnist_sample
+        >>> X, _ = load_mnist_sample("train")
+        >>> avae = AVAEEstimator(max_epochs=1, random_state=0).fit(X[:300])
+        >>> masks = (X[:5].reshape(-1, 28, 28) > 128).astype(np.int64)
+        >>> avae.warp(masks, avae.align(X[:5]), interpolation="nearest").dtype
+        dtype('int64')
+        """
+        check_is_fitted(self)
+        aligner, image_format = self._aligner(), self.image_format_
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        check_number("background", background, -math.inf, math.inf, boundaries="neither")
+        stack = check_stack(X, image_format.image_shape)
+        alpha = np.asarray(alpha.alpha if isinstance(alpha, AlignmentResult) else alpha)
+        wanted = len(stack), len(aligner.parameters)
+        if alpha.shape != wanted or alpha.dtype.kind not in "fiu" or not np.isfinite(alpha).all():
+            raise ValueError(f"alpha must be finite numbers of shape {wanted}, a pose per image, got {alpha.shape}.")
+        matrix = torch.from_numpy(image_format.matrix(alpha.astype(np.float64), self._family))
+        matrix = invert(matrix) if check_flag("inverse", inverse) else matrix
+        return warp_stack(
+            stack,
+            matrix.numpy(),
+            background=float(background),
+            interpolation=interpolation,
+            padding=image_format.padding,
+        )
+
     def perturb(self, X: ArrayLike, random_state: Any = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Give images poses at random, out of those that alignment is there to undo.
 
@@ -869,14 +935,17 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     def _posed(self, rows: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         """Bring canonical rows into a pose; raise where that leaves numbers that are none."""
         with np.errstate(over="ignore"):
-            return check_images_are_numbers(self._aligner().warp(rows, alpha, inverse=True), "X")
+            posed = self._aligner().warp(rows, alpha, inverse=True)
+        return check_images_are_numbers(posed, "X", gaps=self.missing_values != "error" and bool(np.isnan(rows).any()))
 
     def _split(self, X: ArrayLike, name: str, n_first: int, what: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split rows into their first columns and the pose behind them."""
         self._check_search()
         with enormous_numbers_refused(name):
             X = as_images(X, name)
-            rows = check_array(X, dtype=dtypes_of(X, [np.float32, np.float64]), input_name=name)
+            finite = "allow-nan" if self.missing_values == "keep" else True
+            dtypes = dtypes_of(X, [np.float32, np.float64])
+            rows = check_array(X, dtype=dtypes, input_name=name, ensure_all_finite=finite)
         n_params = len(parameters_of(self._family))
         if rows.shape[1] != n_first + n_params:
             raise ValueError(

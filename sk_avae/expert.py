@@ -54,6 +54,10 @@ class ExpertSettings(BaseEstimator):
         self.callbacks = callbacks
 
 
+# Parameters that version 0.1 did not have, at what it did.
+_AS_BEFORE = {"decoder_output": "auto", "resolution": None, "missing_values": "error", "interpolation": "bilinear"}
+
+
 def is_deprecated(value: Any) -> bool:
     """Tell whether a parameter that has moved was left alone."""
     return isinstance(value, str) and value == DEPRECATED
@@ -61,7 +65,7 @@ def is_deprecated(value: Any) -> bool:
 
 def upgraded(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of an estimator that version 0.1 may have saved, as those of this version."""
-    state = {"decoder_output": "auto", **state}
+    state = {**_AS_BEFORE, **state}
     if "expert" in state or not set(MOVED) & set(state):
         return state
     defaults = ExpertSettings().get_params(deep=False)

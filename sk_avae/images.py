@@ -4,9 +4,8 @@ Where arrays become tensors, and tensors arrays again.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,19 +16,15 @@ from torch import Tensor
 
 from .model.affine import (
     REFLECTED,
-    edge_median,
-    edge_pixels,
     invert,
     parameters_of,
-    samples_per_pixel,
     to_matrix,
-    warp,
 )
-from .model.exposure import Correction, Exposure, correction, usual_exposure
+from .model.exposure import Correction, Exposure, correction
 from .model.faults import is_faulty, repaired, with_gaps_filled
 from .model.frame import Frame
-from .model.noise import Noise, smoothed, usual_noise
-from .scaling import offset_and_scale, pixel_range
+from .model.noise import Noise, smoothed
+from .model.resampling import warp_without_aliasing
 
 # Pixels this many fitted ranges away lose their meaning in float32 sums of squares.
 FARTHEST_PIXEL = 1e6
@@ -42,13 +37,6 @@ _PIXELS_PER_SLICE = 2**22
 _MARGINS: dict[str, Literal["edge", "symmetric"]] = {"border": "edge", "reflect": "symmetric"}
 
 ImageShape = tuple[int, ...]
-
-# Images have a background if so many of their edge pixels differ from it by at most this part of the range.
-_OF_BACKGROUND = 0.1
-_MOSTLY_BACKGROUND = 0.75
-
-# As many images tell which exposure is usual as well as all do.
-_FEW_IMAGES = 2048
 
 
 def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -111,63 +99,6 @@ class ImageFormat:
     exposure: tuple[Any, ...] | None = None
     noise: tuple[float, float] | None = None
 
-    @classmethod
-    def learn(
-        cls,
-        rows: NDArray[Any],
-        image_shape: ImageShape,
-        *,
-        pad: int = 0,
-        padding: str = "background",
-        rescale: bool | str,
-        sides: tuple[int, int] | None = None,
-    ) -> "ImageFormat":
-        """Learn scale, background and exposure from training images.
-
-        The background is, per channel, the median of the pixels along the images' edges. A pixel far out of what the
-        images have otherwise does not count, and is warned of.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (n, n_features)
-            NaN is a pixel that nobody knows.
-        image_shape, pad, padding, sides : object
-            See the attributes; "auto" padding looks at the images' edges.
-        rescale : bool or "image"
-            See `AVAEEstimator`.
-        """
-        stack = _looked_at(rows, image_shape, Frame(_sides_of(image_shape), pad, sides))
-        some = torch.from_numpy(np.ascontiguousarray(stack[every_few(len(rows))])).permute(0, 3, 1, 2)
-        background = tuple(map(float, edge_median(some)))
-        pixels = stack.reshape(len(rows), -1, stack.shape[3])
-        precision = floats_like(rows.dtype).__name__
-        low, high, n_outlying = pixel_range(pixels)
-        with np.errstate(over="ignore"):
-            holds = np.isfinite(high.max() - low.min())
-        if not holds:
-            what = f"X has pixels from {low.min():g} to {high.max():g}"
-            raise ValueError(f"{what}: no float holds the difference. Scale X first.")
-        if n_outlying:
-            warnings.warn(
-                f"{n_outlying} of the {pixels.size} pixels of X lie far outside the others, which are between "
-                f"{low.min():g} and {high.max():g}. They are taken for faults: the model sees their neighbours.",
-                UserWarning,
-                stacklevel=5,
-            )
-        plain = has_background(some, background, float(low.min()), float(high.max()))
-        if padding == "auto":
-            padding = "background" if plain else "border"
-        if rescale is False or rescale == 0:
-            limits = float(low.min()), float(high.max())
-            return cls(image_shape, pad, 0.0, 1.0, background, padding, precision, limits, sides)
-        offset, scale = offset_and_scale(low, high, np.array(background))
-        found = cls(image_shape, pad, offset, scale, background, padding, precision, (0.0, 1.0), sides)
-        if rescale != "image":
-            return found
-        in_model = found.to_units_of_model(some[every_few(len(some), _FEW_IMAGES)].double())
-        usual, noise = usual_exposure(in_model, from_edges=plain), usual_noise(in_model)
-        return replace(found, exposure=usual and tuple(usual), noise=noise and tuple(noise))
-
     @property
     def range(self) -> tuple[float, float]:
         """The lowest and the highest pixel that the model was made for, over all channels, in the input's units."""
@@ -186,7 +117,7 @@ class ImageFormat:
     @property
     def frame(self) -> Frame:
         """Where the model's frame lies on an image."""
-        return Frame(_sides_of(self.image_shape), self.pad, self.sides)
+        return Frame(sides_of(self.image_shape), self.pad, self.sides)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -222,12 +153,18 @@ class ImageFormat:
         background = torch.tensor(self.background, dtype=raw.dtype).view(1, -1, 1, 1)
         return F.pad(raw - background, (columns_around,) * 2 + (rows_around,) * 2) + background
 
-    @property
-    def log_volume(self) -> float:
-        """What the logarithm of a density loses when pixels are scaled back, in nats per image."""
-        _, height, width = self.frame_shape
+    def log_jacobian(self, seen: "SeenImages") -> NDArray[Any]:
+        """Return what turns densities of what the model sees into those of pixels in the input's units, of shape (n,).
+
+        In nats per image, of the pixels of the frame.
+        """
+        height, width = self.frame.shape
         scales = np.broadcast_to(np.abs(self.scale), len(self.background))
-        return height * width * float(np.log(scales).sum())
+        shared = np.full(len(seen.images), -height * width * float(np.log(scales).sum()))
+        if seen.corrected is None:
+            return shared
+        slope = seen.corrected.slope.flatten().abs().double().log().numpy()
+        return shared + seen.images[0].numel() * slope  # type: ignore[no-any-return]
 
     def crop(self, images: Tensor) -> Tensor:
         """Cut the margin off images of shape (n, C, H, W) in the frame."""
@@ -255,13 +192,9 @@ class ImageFormat:
             images = with_gaps_filled(images, self._background_in_model(images))
         self._check_not_far(images)
         own = images
-        if self.noise is not None:
-            smooth = smoothed(images, Noise(*self.noise))
-            if smooth is not images and self.exposure is not None:
-                smooth = correction(self.crop(smooth), Exposure(*self.exposure)).of(smooth)
-            images = smooth
         if self.limits is not None and bool((found := is_faulty(images, self.limits)).any()):
             images, faulty = repaired(images, self.limits), found.to(device)
+        images = self._smoothed(images)
 
         def final(some: Tensor) -> Tensor:
             return some.clamp(*support).to(device=device, dtype=torch.float32)
@@ -273,6 +206,20 @@ class ImageFormat:
             faulty,
             observed if observed is None else observed.to(device),
             corrected,
+        )
+
+    def _smoothed(self, images: Tensor) -> Tensor:
+        """Return images without the noise that training images do not have; others bit by bit."""
+        if self.noise is None:
+            return images
+        smooth = smoothed(images, Noise(*self.noise))
+        if smooth is images or self.exposure is None:
+            return smooth
+        # Noise that was cut off at black had raised the ground.
+        return (
+            correction(self.crop(smooth), Exposure(*self.exposure))
+            .of(smooth)
+            .clamp(*(self.limits or (-math.inf, math.inf)))
         )
 
     def to_units_of_model(self, images: Tensor) -> Tensor:
@@ -307,7 +254,7 @@ class ImageFormat:
         return self.to_units_of_model(like.new_tensor(self.background).view(1, -1, 1, 1)).flatten()
 
     def own_background(self, corrected: Correction | None, like: Tensor) -> Tensor:
-        """Return what lies outside each of some images, in their own units: of shape (n, n_channels) or (n_channels,)."""
+        """Return what lies outside each of some images, in their own units: (n, n_channels) or (n_channels,)."""
         background = like.new_tensor(self.background)
         if corrected is None:
             return background
@@ -378,8 +325,8 @@ class ImageFormat:
             outside = raw.new_tensor(self.background) if background is None else background
         else:
             outside = background[which]
-        known = dict(background=outside, interpolation=interpolation, padding=self.padding)
-        warped[moved] = self.to_rows(warp_without_aliasing(raw, matrix, **known))
+        how = {"background": outside, "interpolation": interpolation, "padding": self.padding}
+        warped[moved] = self.to_rows(warp_without_aliasing(raw, matrix, **how))
         return warped
 
 
@@ -405,53 +352,41 @@ class SeenImages(NamedTuple):
     corrected: Correction | None
 
 
-def _sides_of(image_shape: ImageShape) -> tuple[int, int]:
+def sides_of(image_shape: ImageShape) -> tuple[int, int]:
+    """Return (height, width)."""
     return image_shape[0], image_shape[1]
 
 
-def _looked_at(rows: NDArray[Any], image_shape: ImageShape, frame: Frame) -> NDArray[Any]:
-    """Return images of shape (n, H, W, C), as large as the model sees them and without gaps, from which to learn."""
-    stack = rows.reshape(len(rows), *_sides_of(image_shape), -1)
-    if frame.sides is not None:
-        step = max(frame.padded[0] / frame.sides[0], frame.padded[1] / frame.sides[1])
-        sides = max(1, round(stack.shape[1] / step)), max(1, round(stack.shape[2] / step))
-        small = replace(frame, image=stack.shape[1:3], pad=0, sides=sides)
-        size = max(1, _PIXELS_PER_SLICE // rows.shape[1])
-        parts = [
-            torch.from_numpy(stack[k : k + size].astype(floats_like(rows.dtype))).permute(0, 3, 1, 2)
-            for k in range(0, len(rows), size)
-        ]
-        stack = torch.cat([small.reduced(part) for part in parts]).permute(0, 2, 3, 1).numpy()
-    if stack.dtype.kind != "f" or not np.isnan(stack).any():
-        return stack
-    background = edge_median(torch.from_numpy(stack).permute(0, 3, 1, 2)).numpy()
-    return np.where(np.isnan(stack), background, stack)
-
-
-def has_background(images: Tensor, background: tuple[float, ...], low: float, high: float) -> bool:
-    """Tell whether most pixels along the edges of images, of shape (n, C, H, W), are of one background."""
-    edges = edge_pixels(images).double()
-    distance = (edges - edges.new_tensor(background).view(1, -1, 1)).abs()
-    return bool((distance <= _OF_BACKGROUND * (high - low)).double().mean() >= _MOSTLY_BACKGROUND)
-
-
-def warp_without_aliasing(images: Tensor, matrix: Tensor, **how: Any) -> Tensor:
-    """Return what `warp` does; where it shrinks an image, several samples make a pixel.
+def warp_stack(
+    stack: NDArray[Any], matrix: NDArray[Any], *, background: float, interpolation: str, padding: str
+) -> NDArray[Any]:
+    """Warp images of any size and number of channels, some at a time.
 
     Parameters
     ----------
-    images, matrix : Tensor
-        See `affine.warp`, as for the further arguments.
-    **how
+    stack : ndarray of shape (n, H, W) or (n, H, W, C)
+    matrix : ndarray of shape (n, 2, 3)
+        Maps output to input coordinates.
+    background, interpolation, padding : object
+        See `affine.warp`.
+
+    Returns
+    -------
+    warped : ndarray of the same shape
+        Of the same type with "nearest", else floats.
     """
-    samples = samples_per_pixel(matrix, images.shape[3] / images.shape[2])
-    if how.get("interpolation") == "nearest" or bool((samples == 1).all()):
-        return warp(images, matrix, **how)
-    height, width = images.shape[2:]
-    background, warped = how.pop("background", 0.0), torch.empty_like(images)
-    for k in samples.unique().tolist():
-        some = samples == k
-        own = background[some] if isinstance(background, Tensor) and background.ndim == 2 else background
-        fine = warp(images[some], matrix[some], background=own, sides=(k * height, k * width), **how)
-        warped[some] = F.avg_pool2d(fine, k) if k > 1 else fine
+    keeps = interpolation == "nearest"
+    floats: type[np.floating[Any]] = floats_like(stack.dtype)
+    if keeps and stack.dtype.kind in "iu" and stack.dtype.itemsize > 2:
+        floats = np.float64  # labels, which single precision would merge
+    warped = np.empty(stack.shape, dtype=stack.dtype if keeps else floats)
+    size = max(1, _PIXELS_PER_SLICE // max(1, math.prod(stack.shape[1:])))
+    for start in range(0, len(stack), size):
+        part = slice(start, start + size)
+        images = stack[part].reshape(*stack[part].shape[:3], -1).transpose(0, 3, 1, 2)
+        raw = torch.from_numpy(np.ascontiguousarray(images, dtype=floats))
+        theta = torch.from_numpy(matrix[part]).to(raw.dtype)
+        how = {"background": background, "interpolation": interpolation, "padding": padding}
+        found = warp_without_aliasing(raw, theta, **how).permute(0, 2, 3, 1).numpy()
+        warped[part] = found.reshape(stack[part].shape)
     return warped

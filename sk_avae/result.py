@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from .model.affine import REFLECTED
 
 
@@ -83,6 +85,65 @@ class AlignmentResult:
         """Which images are mirrored (left to right in the canonical pose), of shape (n_samples,), bool."""
         mirrored = self.alpha[:, -1] > 0.5
         return mirrored if self.parameters[-1:] == (REFLECTED,) else mirrored & False
+
+    @property
+    def pixel_matrix(self) -> Any:
+        """Transforms from canonical to input pixels, of shape (n_samples, 3, 3), float64.
+
+        They map homogeneous coordinates (x, y, 1): x counts pixels to the right and y down, from 0 at the centre of the
+        first. ``skimage.transform.AffineTransform(matrix=result.pixel_matrix[0])`` is the pose of the first image, and
+        ``skimage.transform.warp(image, that)`` its canonical image.
+        """
+        matrix = np.zeros((len(self.matrix), 3, 3))
+        matrix[:, :2], matrix[:, 2, 2] = self.matrix, 1.0
+        height, width = self.image_shape
+        to_pixels = np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]])
+        return to_pixels @ matrix @ np.linalg.inv(to_pixels)
+
+    def transform_points(self, points: Any) -> Any:
+        """Carry points along to the canonical images: landmarks, the corners of boxes, outlines.
+
+        Parameters
+        ----------
+        points : array-like of shape (n_samples, n_points, 2) or (n_points, 2)
+            (x, y) in pixels of the images as they came, see `pixel_matrix`; of shape (n_points, 2) the same ones in
+            each image. NaN stays NaN.
+
+        Returns
+        -------
+        points : ndarray of shape (n_samples, n_points, 2)
+            Where these are in the canonical images.
+
+        Raises
+        ------
+        ValueError
+            If the shape is none of these.
+
+        Examples
+        --------
+        >>> from sk_avae import AVAEEstimator
+        >>> from sk_avae.datasets import load_mnist_sample
+        >>> X, _ = load_mnist_sample("train")
+        >>> result = AVAEEstimator(max_epochs=1, random_state=0).fit(X[:300]).align(X[300:310])
+        >>> corners = [[0, 0], [27, 0], [27, 27], [0, 27]]
+        >>> result.transform_points(corners).shape
+        (10, 4, 2)
+        """
+        return self._carried(points, np.linalg.inv(self.pixel_matrix))
+
+    def inverse_transform_points(self, points: Any) -> Any:
+        """Carry points in canonical images back to the images as they came; see `transform_points`."""
+        return self._carried(points, self.pixel_matrix)
+
+    def _carried(self, points: Any, matrix: Any) -> Any:
+        points = np.asarray(points, dtype=float)
+        n = len(matrix)
+        if points.ndim not in (2, 3) or points.shape[-1] != 2 or (points.ndim == 3 and len(points) != n):
+            raise ValueError(
+                f"points must have shape ({n}, n_points, 2), or (n_points, 2) for the same in each of the {n} images, "
+                f"got {points.shape}. Each point is (x, y) in pixels."
+            )
+        return points @ matrix[:, :2, :2].transpose(0, 2, 1) + matrix[:, None, :2, 2]
 
     def reject(self, threshold: float = 0.5) -> Any:
         """Tell which images have a pose that is not to be relied on.

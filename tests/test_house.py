@@ -25,16 +25,19 @@ TABLE = {
     "expert": set(),
     "model": set(),
     "search": {"model"},
+    "scaling": set(),
     "images": {"model"},
+    "_sizes": {"model", "images"},
     "result": {"model"},
     "_validation": set(),
-    "_inputs": {"model", "images"},
+    "_inputs": {"model", "images", "_sizes"},
     "datasets": {"model", "images", "_inputs"},
-    "aligner": {"model", "search", "images", "result", "progress"},
+    "_searched": {"model", "search", "images"},
+    "aligner": {"model", "search", "images", "result", "progress", "_searched"},
     "aligner_state": {"model", "search", "images", "aligner"},
     "_learned": {"images", "aligner"},
     "_effects": {"aligner"},
-    "learning": {"_version", "callbacks", "progress", "model", "search", "images", "aligner"},
+    "learning": {"_version", "callbacks", "progress", "model", "search", "scaling", "images", "aligner"},
     "estimator": {
         *(
             "_version",
@@ -277,7 +280,7 @@ def test_public_methods():
     assert public_members(sk_avae.AVAEEstimator) == [
         *("align", "decode", "encode", "fit", "from_vae", "get_feature_names_out"),
         *("inverse_transform", "negative_elbo", "partial_fit", "perturb"),
-        *("reconstruct", "sample", "score", "score_samples", "transform", "transform_hypotheses"),
+        *("reconstruct", "sample", "score", "score_samples", "transform", "transform_hypotheses", "warp"),
     ]
     assert public_members(sk_avae.CanonicalizedClassifier) == [
         *("decision_function", "fit", "predict", "predict_log_proba", "predict_proba"),

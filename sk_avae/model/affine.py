@@ -55,7 +55,6 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 PADDINGS = {"background": "zeros", "border": "border", "reflect": "reflection"}
 
 _SMALLEST_DETERMINANT = 1e-30
-_MOST_SAMPLES = 8
 
 
 def parameters_of(family: str) -> tuple[str, ...]:
@@ -276,29 +275,6 @@ def edge_median(images: Tensor) -> Tensor:
     What lies outside the frame, as far as the images tell; NaN, of which nothing is known, does not count.
     """
     return edge_pixels(images).transpose(0, 1).flatten(1).nanmedian(dim=1).values.nan_to_num()
-
-
-def samples_per_pixel(matrix: Tensor, aspect: float) -> Tensor:
-    """Return how many samples along each side make a pixel without aliasing, of shape (n,): 1 but where images shrink.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (n, 2, 3)
-        Maps output to input coordinates.
-    aspect : float
-        Width over height.
-
-    Examples
-    --------
-    >>> samples_per_pixel(to_matrix(torch.tensor([[0.0, 0.1, 0, 0], [0, 0.7, 0, 0]]), "similarity"), 1.0)
-    tensor([1, 2])
-    """
-    a, b = matrix[:, 0, 0].double(), matrix[:, 0, 1].double() * aspect
-    c, d = matrix[:, 1, 0].double() / aspect, matrix[:, 1, 1].double()
-    half, determinant = (a * a + b * b + c * c + d * d) / 2, a * d - b * c
-    largest = (half + (half.square() - determinant.square()).clamp(min=0).sqrt()).sqrt()
-    # A bilinear sample covers two pixels: half as many again are no harm.
-    return largest.round().clamp(1, _MOST_SAMPLES).long()
 
 
 def _grid(matrix: Tensor, sides: tuple[int, int]) -> Tensor:

@@ -14,11 +14,16 @@ from .affine import edge_pixels
 
 # So many pixels, and this share of them, may be brighter than the ink.
 _FEW_PIXELS = 4
-_FEW = 0.02
-# Training images between these shares tell which levels are usual.
+_FEW = 0.005
+# Training images between these shares tell which levels are usual; contrast that is so many times more or less, too.
 _USUAL = 0.01, 0.99
-# Ink that differs by less of the training images' range is none; and by how much of it the ground may vary.
+_SLACK = 1.25
+# Levels that differ by less of the training images' range are alike.
 _LEAST_INK = 4e-3
+# Contrast is inverted if it is so many times larger towards the other end.
+_CLEARLY = 2.0
+# Ink is at least so much of an image's whole range: what lies on the other side of the ground is bright or dark, too.
+_MOSTLY_INK = 0.6
 
 
 class Exposure(NamedTuple):
@@ -75,7 +80,9 @@ def levels(images: Tensor, *, from_edges: bool) -> tuple[Tensor, Tensor]:
         return low, high - low
     edges = edge_pixels(images).flatten(1).nanmedian(dim=1).values
     ground = torch.where(edges.isnan(), low, edges)
-    return ground, torch.where(high - ground >= ground - low, high - ground, low - ground)
+    # Both ways alike is as in training: it takes a clear case to be inverted.
+    ink = torch.where(_CLEARLY * (high - ground) >= ground - low, high - ground, low - ground)
+    return ground, torch.where(ink < 0, -1.0, 1.0) * ink.abs().maximum(_MOSTLY_INK * (high - low))
 
 
 def usual_exposure(images: Tensor, *, from_edges: bool) -> Exposure | None:
@@ -92,9 +99,9 @@ def usual_exposure(images: Tensor, *, from_edges: bool) -> Exposure | None:
     usual = ink.abs() > _LEAST_INK
     if not bool(usual.any()):
         return None
-    shares = ground.new_tensor(_USUAL)
-    ends = (some[usual].double().quantile(shares.double()).tolist() for some in (ground, ink))
-    return Exposure(from_edges, *(tuple(end) for end in ends))  # type: ignore[arg-type]
+    shares = torch.tensor(_USUAL, dtype=torch.double, device=ground.device)
+    (first, last), (low, high) = (some[usual].double().quantile(shares).tolist() for some in (ground, ink))
+    return Exposure(from_edges, (first, last), (min(low * _SLACK, low / _SLACK), max(high * _SLACK, high / _SLACK)))
 
 
 def correction(images: Tensor, usual: Exposure) -> Correction:

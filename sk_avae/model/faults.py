@@ -73,7 +73,7 @@ _FILLED_AROUND = 2
 
 
 def with_gaps_filled(images: Tensor, background: Tensor) -> Tensor:
-    """Return images without NaN: the mean of known neighbours fills single pixels and the rims of gaps, else background.
+    """Return images without NaN: the mean of known neighbours fills pixels and the rims of gaps, background the rest.
 
     Parameters
     ----------

@@ -77,6 +77,16 @@ def _is_proposer(value: Any) -> bool:
     return type(value) is tuple and len(value) == 2 and _are_arrays(value[0]) and isinstance(value[1], str)
 
 
+def _are_numbers(value: Any, n: int) -> bool:
+    return type(value) is tuple and len(value) == n and all(map(_is_finite, value))
+
+
+def _is_exposure(value: Any) -> bool:
+    if type(value) is not tuple or len(value) != 3 or not isinstance(value[0], bool | np.bool_):
+        return False
+    return all(_are_numbers(ends, 2) and ends[0] <= ends[1] for ends in value[1:])
+
+
 def _has(*names: str) -> Callable[[Any], bool]:
     """Return what tells whether a value is a dict with these keys."""
     return lambda value: isinstance(value, dict) and set(value) == set(names)
@@ -115,7 +125,7 @@ def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 # Of an image format: all, and those that files of version 0.1 lack.
 _ALL_PARTS = {part.name for part in fields(ImageFormat)}
-_NEW_PARTS = {"precision", "limits"}
+_NEW_PARTS = {"precision", "limits", "sides", "exposure", "noise"}
 
 # What each attribute must be, by kind of estimator: those that must be there, and those that may.
 _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
@@ -233,6 +243,10 @@ def _checked_frame(state: dict[str, Any]) -> tuple[int, int, int]:
     limits = parts.get("limits")
     expect(limits is None or (type(limits) is tuple and len(limits) == 2 and all(map(_is_finite, limits))), "limits")
     expect(parts.get("precision") in (None, "float32", "float64"), "precision")
+    sides, exposure, noise = (parts.get(name) for name in ("sides", "exposure", "noise"))
+    expect(sides is None or (type(sides) is tuple and len(sides) == 2 and all(_is_int(s, 1) for s in sides)), "sides")
+    expect(exposure is None or _is_exposure(exposure), "exposure")
+    expect(noise is None or _are_numbers(noise, 2), "noise")
     return ImageFormat(**parts).frame_shape
 
 

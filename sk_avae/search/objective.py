@@ -94,5 +94,6 @@ class Objective:
         return in_batches(self.model.critic_score, self._critic_size, self.images)
 
     def _loss(self, rows: Tensor, poses: Tensor) -> Tensor:
-        observed = None if self.observed is None else self.observed[rows]
-        return -self.model.elbo(self.images[rows], poses, observed=observed) - self.log_prior(rows, poses)
+        if self.observed is None:
+            return -self.model.elbo(self.images[rows], poses) - self.log_prior(rows, poses)
+        return -self.model.elbo(self.images[rows], poses, observed=self.observed[rows]) - self.log_prior(rows, poses)

@@ -78,7 +78,7 @@ def test_a_safe_file(answers, tmp_path):
     assert {name: array.tobytes() for name, array in others.items()} == {
         name: array.tobytes() for name, array in arrays.items()
     }
-    moved = {"expert", "decoder_output", "_confidence", *MOVED}
+    moved = {"expert", "decoder_output", "_confidence", "resolution", "missing_values", "interpolation", *MOVED}
     then, now = ({k: v for k, v in attributes_of(d).items() if k not in moved} for d in (document, now))
     assert now == then
 

@@ -97,7 +97,7 @@ def test_data_frames_stay_the_output(aligner, file):
 
 def test_an_older_file_lacks_a_parameter(aligner, file):
     forge(file, aligner, lambda state, arrays: state.pop("padding"))
-    assert sk_avae.load(file).padding == "background"
+    assert sk_avae.load(file).padding == "auto"
 
 
 def test_a_fixed_likelihood_is_given_again(file):

@@ -22,6 +22,7 @@ _OTHER_UNITS = 10
 # Where more than this share of the pixels lies outside the range (widened by so much on both sides), so are they.
 _SHARE_OUTSIDE = 0.5
 _SLACK = 0.25
+_PIXELS_LOOKED_AT = 2**22
 
 # What is smaller is taken for a signal rather than an image of which the shape was forgotten.
 _SMALLEST_SIDE = 8
@@ -372,6 +373,7 @@ def resolve_image_shape(image_shape: ImageShape | None, n_features: int) -> Imag
 def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
     """Warn of pixels that are probably in other units than the model's: of another span, or mostly out of its range."""
     some = rows[every_few(len(rows))]
+    some = some[:, every_few(some.shape[1], max(1, _PIXELS_LOOKED_AT // len(some)))]
     low, high = float(np.nanmin(some)), float(np.nanmax(some))
     first, last = image_format.range
     ratio = (high - low) / (last - first) if last > first else math.inf

@@ -344,7 +344,9 @@ class Aligner:
         """Return the expected images of latent variables and poses, as the model sees them."""
         _, height, width = self.image_format.frame_shape
         matrix = to_matrix(pose, self.pose.family, aspect=width / height)
-        return self.likelihood.module.mean(self.model.decode(z, matrix))  # type: ignore[operator, no-any-return]
+        expected: Tensor = self.likelihood.module.mean(self.model.decode(z, matrix))  # type: ignore[operator]
+        lost = ~matrix.isfinite().flatten(1).all(dim=1)
+        return expected.masked_fill(lost.view(-1, 1, 1, 1), torch.nan)
 
     def _log_jacobian(self, seen: SeenImages) -> NDArray[Any]:
         """Return what turns a density of what the model sees into one of the input's units, in nats, of shape (n,)."""

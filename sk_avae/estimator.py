@@ -602,8 +602,10 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             check_count_or_auto(name, getattr(self, name))
         self._check_search()
         check_count("pad", self.pad, minimum=0)
-        if not isinstance(self.rescale, str) or self.rescale != "image":
-            check_flag("rescale", self.rescale)
+        if not isinstance(self.rescale, bool | np.bool_) and not (
+            isinstance(self.rescale, str) and self.rescale == "image"
+        ):
+            raise TypeError(f"rescale must be 'image', True or False, got {self.rescale!r}.")
         check_flag("early_stopping", self.early_stopping)
         if not isinstance(self.resolution, str | None):
             check_count("resolution", self.resolution, minimum=SMALLEST_FRAME)

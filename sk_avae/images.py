@@ -33,6 +33,9 @@ FARTHEST_PIXEL = 1e6
 _IMAGES_PER_SLICE = 4096
 _PIXELS_PER_SLICE = 2**22
 
+# Pixels that are warped at once, near the processor.
+_PIXELS_WARPED = 2**20
+
 # What numpy calls the margins that are not of the background, so that they go on as `warp` does.
 _MARGINS: dict[str, Literal["edge", "symmetric"]] = {"border": "edge", "reflect": "symmetric"}
 
@@ -183,6 +186,7 @@ class ImageFormat:
             If a pixel is so far outside the fitted range that float32 could not hold its square.
         """
         images = self.to_units_of_model(self.frame.reduced(padded))
+        self._check_not_far(images)
         corrected, observed, faulty = None, None, None
         if self.exposure is not None:
             corrected = correction(self.crop(images), Exposure(*self.exposure))
@@ -190,7 +194,6 @@ class ImageFormat:
         if bool((unknown := images.isnan()).any()):
             observed = ~unknown
             images = with_gaps_filled(images, self._background_in_model(images))
-        self._check_not_far(images)
         own = images
         if self.limits is not None and bool((found := is_faulty(images, self.limits)).any()):
             images, faulty = repaired(images, self.limits), found.to(device)
@@ -228,6 +231,8 @@ class ImageFormat:
 
     def _check_not_far(self, images: Tensor) -> None:
         largest = float(images.abs().max())
+        if math.isnan(largest):
+            largest = float(images.abs().nan_to_num(nan=0.0, posinf=math.inf).max())
         if largest > FARTHEST_PIXEL:
             low, high = self.range
             raise ValueError(
@@ -311,22 +316,27 @@ class ImageFormat:
             What lies outside; None is the training images'.
         interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
         """
-        with np.errstate(over="ignore"):
-            warped = rows.astype(self.floats(rows.dtype))
         moved = alpha.any(axis=1)
-        if not moved.any():
-            return warped
-        which = torch.from_numpy(moved)
-        raw = self.to_padded_images(rows[moved]) if padded is None else padded[which]
-        pose = torch.from_numpy(alpha[moved] / self.frame_to_image_scale(parameters_of(family))).to(raw.dtype)
-        matrix = to_matrix(pose, family, aspect=raw.shape[3] / raw.shape[2])
-        matrix = invert(matrix) if inverse else matrix
-        if background is None or background.ndim == 1:
+        warped = np.empty(rows.shape, dtype=self.floats(rows.dtype))
+        with np.errstate(over="ignore"):
+            warped[~moved] = rows[~moved]
+        height, width = self.frame.padded
+        size = max(1, _PIXELS_WARPED // (height * width * len(self.background)))
+        for start in range(0, np.count_nonzero(moved), size):
+            some = np.flatnonzero(moved)[start : start + size]
+            raw = self.to_padded_images(rows[some]) if padded is None else padded[torch.from_numpy(some)]
+            pose = torch.from_numpy(alpha[some] / self.frame_to_image_scale(parameters_of(family))).to(raw.dtype)
+            matrix = to_matrix(pose, family, aspect=width / height)
             outside = raw.new_tensor(self.background) if background is None else background
-        else:
-            outside = background[which]
-        how = {"background": outside, "interpolation": interpolation, "padding": self.padding}
-        warped[moved] = self.to_rows(warp_without_aliasing(raw, matrix, **how))
+            warped[some] = self.to_rows(
+                warp_without_aliasing(
+                    raw,
+                    invert(matrix) if inverse else matrix,
+                    background=outside if outside.ndim == 1 else outside[torch.from_numpy(some)],
+                    interpolation=interpolation,
+                    padding=self.padding,
+                )
+            )
         return warped
 
 

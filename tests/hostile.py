@@ -203,8 +203,10 @@ SENSIBLE: dict[str, tuple[Any, ...]] = {
     "likelihood": ("auto", "bernoulli", "gaussian"),
     "image_shape": (None, (8, 8), (8, 8, 1), (4, 16), (1, 64), (64, 1), (4, 4, 4)),
     "pad": (0, 1, 4),
-    "padding": ("background", "border", "reflect"),
-    "rescale": (True, False),
+    "padding": ("auto", "background", "border", "reflect"),
+    "rescale": (True, False, "image"),
+    "resolution": (None, "auto", 8, 32),
+    "missing_values": ("error", "ignore", "keep"),
     "max_epochs": (1, 2),
     "batch_size": (1, 7, 1000),
     "lr": (1e-3, 1e-8),
@@ -358,6 +360,15 @@ class Calls:
         (X, what), align = self.images(draw), draw.choice([True, False, draw.choice(ANYTHING)])
         return Call(target, f"{what}, align={_short(align)}{after}", lambda: subject.negative_elbo(X, align), subject)
 
+    def _warp(self, draw: random.Random, target: str) -> Call:
+        subject, after = self._subject(draw, target)
+        sizes = [(3, 8, 8), (3, 16, 16), (3, 8, 8, 2), (3, 4, 4, 4), (3, 4, 9), (0, 8, 8), (3, 64)]
+        X, what = self.images(draw, np.random.default_rng(draw.randrange(2**32)).normal(size=draw.choice(sizes)))
+        alpha = draw.choice([np.zeros((3, draw.choice([1, 4, 7]))), np.full((3, 1), 400.0), draw.choice(ANYTHING)])
+        names = ("interpolation", "background")
+        how, said = self.parameters(draw, names)
+        return Call(target, f"{what}, {_short(alpha)}, {said}{after}", lambda: subject.warp(X, alpha, **how), subject)
+
     def _into(self, draw: random.Random, target: str) -> Call:
         subject, after = self._subject(draw, target)
         X, what = self.images(draw)
@@ -490,6 +501,7 @@ class Calls:
         "AVAEEstimator.partial_fit": _fit,
         "AVAEEstimator.align": _align,
         "AVAEEstimator.negative_elbo": _negative_elbo,
+        "AVAEEstimator.warp": _warp,
         "AVAEEstimator.transform(out)": _into,
         "AVAEEstimator.inverse_transform": _back,
         "AVAEEstimator.decode": _back,

@@ -42,6 +42,10 @@ QUICK = {
     "model/batches": ("tests/model/test_batches.py",),
     "model/contexts": ("sk_avae/model/contexts.py", "tests/model/test_contexts.py"),
     "model/faults": ("sk_avae/model/faults.py", "tests/model/test_faulty_pixels.py"),
+    "model/exposure": ("tests/model/test_exposure.py",),
+    "model/frame": ("sk_avae/model/frame.py", "tests/model/test_frame.py"),
+    "model/noise": ("tests/model/test_noise.py",),
+    "model/resampling": ("sk_avae/model/resampling.py", "tests/model/test_resampling.py"),
     "model/critic": ("sk_avae/model/critic.py", "tests/model/test_critic_network.py"),
     "model/polar": ("sk_avae/model/polar.py", "tests/model/test_polar.py"),
     "model/likelihoods": ("sk_avae/model/likelihoods.py", "tests/model/test_likelihoods.py"),
@@ -53,6 +57,7 @@ QUICK = {
     "search/align": ("tests/search/test_align.py",),
     "search/certainty": ("tests/search/test_certainty.py",),
     "search/descent": ("tests/search/test_descent.py",),
+    "search/find": ("tests/search/test_find.py",),
     "search/objective": ("tests/search/test_objective.py",),
     "search/proposer": ("sk_avae/search/proposer.py", "tests/search/test_proposer.py"),
     "search/screening": ("tests/search/test_screening.py",),
@@ -61,12 +66,17 @@ QUICK = {
 }
 _MODEL = ("tests/model/test_avae.py", "tests/test_numerics.py", "tests/test_from_vae.py")
 _SEARCH = ("tests/search/test_align.py", "tests/test_numerics.py")
+_IMAGES = ("tests/test_images_as_they_come.py",)
 SLOW = {
     "model/affine": ("tests/test_reflection.py", "tests/test_padding.py", "tests/test_datasets.py"),
     "model/avae": _SEARCH,
     "model/batches": _SEARCH,
     "model/contexts": ("sk_avae/model/contexts.py", "tests/model/test_contexts.py"),
     "model/faults": ("sk_avae/model/faults.py", "tests/model/test_faulty_pixels.py"),
+    "model/exposure": _IMAGES,
+    "model/frame": _IMAGES,
+    "model/noise": _IMAGES,
+    "model/resampling": ("tests/test_padding.py", *_IMAGES),
     "model/critic": ("tests/test_reflection.py",),
     "model/polar": ("tests/test_reflection.py",),
     "model/likelihoods": _MODEL,
@@ -77,6 +87,7 @@ SLOW = {
     "model/vae": _MODEL,
     "search/align": ("tests/test_numerics.py", "tests/test_reflection.py"),
     "search/certainty": ("tests/search/test_align.py", "tests/test_reflection.py"),
+    "search/find": _IMAGES,
     "search/descent": _SEARCH,
     "search/objective": _SEARCH,
     "search/proposer": ("tests/test_reflection.py",),

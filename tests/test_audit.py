@@ -116,7 +116,20 @@ PARAMETERS = {
     ),
     "`pad` changed after `fit`, which alone reads it": (same_as(lambda g: fresh(g, pad=3), lambda g: g.m), None),
     "`padding` unknown": (lambda g: quick(padding="mirror").fit(g.X), (ValueError, "padding must be one of")),
-    "`rescale` no flag": (lambda g: quick(rescale="yes").fit(g.X), (TypeError, "rescale must be True or False")),
+    "`rescale` no flag": (lambda g: quick(rescale="yes").fit(g.X), (TypeError, "rescale must be 'image', True or F")),
+    "`resolution` beyond the images' own": (same_as(lambda g: quick(resolution=99).fit(g.X), lambda g: g.m), None),
+    "`resolution` changed, `warm_start`": (
+        lambda g: fresh(g, resolution=14, warm_start=True).fit(g.X),
+        (ValueError, r"resolution=.* \(was"),
+    ),
+    "`missing_values` unknown": (
+        lambda g: quick(missing_values="drop").fit(g.X),
+        (ValueError, "missing_values must be one of"),
+    ),
+    "`interpolation` unknown": (
+        lambda g: fresh(g, interpolation="cubic").transform(g.Xt),
+        (ValueError, "interpolation must be one of"),
+    ),
     "`alpha_prior` of a parameter that the family lacks": (
         lambda g: quick(alpha_prior={"tx": 0.1}).fit(g.X),
         (ValueError, "tx"),
@@ -262,7 +275,7 @@ def with_nan(X):
 
 
 WRONG_IMAGES = {
-    "gaps": (lambda g: with_nan(g.Xt), (ValueError, "An image needs a number for every pixel")),
+    "gaps": (lambda g: with_nan(g.Xt), (ValueError, "missing_values='ignore'")),
     "masked values": (lambda g: np.ma.masked_less(g.Xt, 9), (ValueError, "is a masked array with")),
     "one image": (lambda g: g.Xt[0].reshape(28, 28), (ValueError, r"Pass X\[None\]")),
     "channels first": (lambda g: g.Xt.reshape(-1, 1, 28, 28), (ValueError, r"pass X.transpose\(0, 2, 3, 1\)")),
@@ -280,7 +293,7 @@ METHODS = {
         for method in IMAGE_METHODS
     },
     "any of these before `fit`": (lambda g: quick().transform(g.Xt), (NotFittedError, "not fitted yet")),
-    "`fit` of gaps": (lambda g: quick().fit(with_nan(g.X)), (ValueError, "An image needs a number")),
+    "`fit` of gaps": (lambda g: quick().fit(with_nan(g.X)), (ValueError, "missing_values='ignore'")),
     "`fit` of a hot pixel": (
         lambda g: quick().fit(np.where(np.arange(784 * 40).reshape(40, 784) == 900, 1e5, g.X)),
         said("1 of the 31360 pixels of X lie far outside the others"),
@@ -295,6 +308,11 @@ METHODS = {
     ),
     "`decode` of too few columns": (lambda g: g.m.decode(np.zeros((2, 2))), (ValueError, "Z has 2 columns, but")),
     "`decode` of gaps": (lambda g: g.m.decode(np.full((2, 3), np.nan)), (ValueError, "Input Z contains NaN")),
+    "`warp` of rows": (lambda g: g.m.warp(g.Xt, g.m.align(g.Xt)), (ValueError, "X must be images of shape")),
+    "`warp` by poses of other images": (
+        lambda g: g.m.warp(g.Xt.reshape(-1, 28, 28), np.zeros((1, 1))),
+        (ValueError, "alpha must be finite numbers of shape"),
+    ),
     "`inverse_transform` without the pose": (
         lambda g: g.m.inverse_transform(g.Xt),
         (ValueError, "X has 784 columns, but"),
@@ -323,7 +341,7 @@ METHODS = {
     ),
     "`AlignmentDisplay` of gaps": (
         lambda g: AlignmentDisplay.from_estimator(g.m, with_nan(g.Xt)),
-        (ValueError, "An image needs a number"),
+        (ValueError, "missing_values='ignore'"),
     ),
     "`save` of a model that is not fitted": (
         lambda g: sk_avae.save(quick(), g.tmp / "m"),

@@ -352,7 +352,12 @@ BAD_FIT_PARAMETERS = [
     ("device", "cuda:77", ValueError, "device='cuda:77' is not available here"),
     ("random_state", "lucky", ValueError, "'lucky' cannot be used to seed"),
     ("random_state", -1, ValueError, "Seed must be between 0"),
-    ("padding", "mirror", ValueError, r"padding must be one of \['background', 'border', 'reflect'\], got 'mirror'"),
+    (
+        "padding",
+        "mirror",
+        ValueError,
+        r"padding must be one of \['auto', 'background', 'border', 'reflect'\], got 'mirror'",
+    ),
     ("padding", None, ValueError, "padding must be one of .* got None"),
     ("align_training", "yes", TypeError, "align_training must be True or False, got 'yes'"),
 ]

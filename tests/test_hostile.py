@@ -120,10 +120,10 @@ def test_the_way_back_checks_what_was_set_after_fit(affine):
         refuses(affine, call, ValueError, "family must be one of")
 
 
-@pytest.mark.parametrize("name", ["rescale", "early_stopping"])
-def test_flags_are_true_or_false(calls, affine, name):
+@pytest.mark.parametrize(("name", "words"), [("rescale", "'image', "), ("early_stopping", "")])
+def test_flags_are_true_or_false(calls, affine, name, words):
     affine.set_params(**{name: torch.zeros(2)})
-    refuses(affine, lambda model: model.fit(calls.X), TypeError, f"{name} must be True or False")
+    refuses(affine, lambda model: model.fit(calls.X), TypeError, f"{name} must be {words}True or False")
     refuses(affine, lambda model: model.negative_elbo(calls.X, align="no"), TypeError, "align must be True or False")
 
 

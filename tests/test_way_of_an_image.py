@@ -13,6 +13,7 @@ import sk_avae
 import sk_avae._inputs
 import sk_avae.aligner
 import sk_avae.images
+import sk_avae.search.find
 from sk_avae import AffineCanonicalizer, CanonicalizedClassifier
 from sk_avae.images import ImageFormat
 
@@ -32,7 +33,7 @@ def stays(monkeypatch):
     for module, function, name, n_of in (
         (sk_avae._inputs, "validate_data", "checked", lambda *_: 1),
         (ImageFormat, "to_padded_images", "converted", lambda _, rows: len(rows)),
-        (sk_avae.aligner, "align", "aligned", lambda objective, *_: len(objective.images)),
+        (sk_avae.search.find, "align", "aligned", lambda objective, *_: len(objective.images)),
         (sk_avae.images, "to_matrix", "matrices", lambda alpha, *_: len(alpha)),
     ):
         monkeypatch.setattr(module, function, counted(name, getattr(module, function), n_of))
@@ -117,7 +118,7 @@ WINGS = ("_inputs", "images", "search", "model", "result")
 def walk(function):
     """Return the wings that the shell, estimator and aligner, calls one after the other, each once per stay."""
     house = str(Path(sk_avae.__file__).parent)
-    shell, stays = ("estimator", "aligner"), []
+    shell, stays = ("estimator", "aligner", "_searched"), []
 
     def room_of(frame):
         path = frame.f_code.co_filename
@@ -142,6 +143,7 @@ ASIDES = {
     # Which contexts of torch are left, and what the user is warned of.
     *("in_plain_torch", "within", "plain_torch", "floats", "check_out", "warn_of_other_units", "counting"),
     *("check_count", "check_count_or_auto", "check_flag", "check_number", "device_batch_factor", "<genexpr>"),
+    *("log_jacobian", "own_background", "frame", "inverts"),
 }
 
 
@@ -150,4 +152,4 @@ def test_an_image_enters_each_wing_once_and_is_warped_at_the_end(fitted, turned)
     rooms = [room for room, _ in groupby(room for room, _ in stays)]
     # The one return is the last warp: checked, converted, searched, warped.
     assert rooms == ["_inputs", "images", "model", "search", "images"], rooms
-    assert [name for room, name in stays if room == "images"] == ["to_padded_images", "searched", "crop", "warp_rows"]
+    assert [name for room, name in stays if room == "images"] == ["to_padded_images", "seen", "crop", "warp_rows"]

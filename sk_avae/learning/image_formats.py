@@ -58,7 +58,7 @@ def learned_format(
     low, high = _checked_range(stack.reshape(len(rows), -1, stack.shape[3]))
     has_one = has_background(some, background, float(low.min()), float(high.max()))
     if padding == "auto":
-        padding = "background" if has_one else "border"
+        padding = "background" if has_one else "reflect"
     offset, scale = offset_and_scale(low, high, np.array(background)) if rescale else (0.0, 1.0)
     limits = (0.0, 1.0) if rescale else (float(low.min()), float(high.max()))
     precision = floats_like(rows.dtype).__name__

@@ -142,6 +142,7 @@ def check_same_model(then: tuple[Recipe, Recipe, ImageFormat], now: ModelParamet
         "image_shape": (format_then.image_shape[:2], image_format.image_shape[:2]),
         "pad": (format_then.pad, image_format.pad),
         "padding": (format_then.padding, image_format.padding),
+        "resolution": (_resolution(format_then), _resolution(image_format)),
     }
     if _weight_signature(vae_then["module"]) != _weight_signature(vae_now["module"]):
         settings["module"] = _name(vae_then["module"]), _name(vae_now["module"])
@@ -161,6 +162,10 @@ def check_same_model(then: tuple[Recipe, Recipe, ImageFormat], now: ModelParamet
             f"The model cannot go on with its weights, which belong to other settings than {', '.join(changed)}. "
             f"Set them back, or fit a new model by `fit` with warm_start=False."
         )
+
+
+def _resolution(image_format: ImageFormat) -> int | None:
+    return None if image_format.sides is None else max(image_format.sides)
 
 
 def _weight_signature(module: Any) -> tuple[Any, ...]:

@@ -343,11 +343,12 @@ def warp(
         background = background.view(-1, images.shape[1], 1, 1)
     grid = _grid(matrix, sides or (images.shape[2], images.shape[3]))
     # grid_sample only fills with zeros, so the background is moved there and back.
+    fills = padding == "background"
     sampled = F.grid_sample(
-        images - background,
+        images - background if fills else images,
         grid,
         mode=interpolation,
         padding_mode=PADDINGS[padding],
         align_corners=False,
     )
-    return sampled + background
+    return sampled + background if fills else sampled

@@ -18,8 +18,9 @@ _FEW = 0.005
 # Training images between these shares tell which levels are usual; contrast that is so many times more or less, too.
 _USUAL = 0.01, 0.99
 _SLACK = 1.25
-# Levels that differ by less of the training images' range are alike.
-_LEAST_INK = 4e-3
+# Levels that differ by less of the training images' range are alike, and what differs by less from its ground no ink.
+_ALIKE = 4e-3
+_LEAST_INK = 1e-3
 # Contrast is inverted if it is so many times larger towards the other end.
 _CLEARLY = 2.0
 # Ink is at least so much of an image's whole range: what lies on the other side of the ground is bright or dark, too.
@@ -112,10 +113,10 @@ def correction(images: Tensor, usual: Exposure) -> Correction:
     wanted = (
         ink.abs().clamp(low, high) if low > 0 else -ink.abs().clamp(-high, -low) if high < 0 else ink.clamp(low, high)
     )
-    plain = (wanted - ink).abs() <= _LEAST_INK
+    plain = (wanted - ink).abs() <= _ALIKE
     slope = torch.where(plain | (ink.abs() <= _LEAST_INK), torch.ones_like(ink), wanted / ink)
     to = ground.clamp(*usual.ground)
-    shift = torch.where((slope == 1) & ((to - ground).abs() <= _LEAST_INK), torch.zeros_like(to), to - slope * ground)
+    shift = torch.where((slope == 1) & ((to - ground).abs() <= _ALIKE), torch.zeros_like(to), to - slope * ground)
     known = ground.isfinite() & ink.isfinite()
     slope, shift = torch.where(known, slope, 1.0), torch.where(known, shift, 0.0)
     return Correction(slope.view(-1, 1, 1, 1), shift.view(-1, 1, 1, 1))

@@ -67,9 +67,10 @@ class Frame:
         """Return padded images, of shape (n, C, *padded), in the pixels of the frame; NaN where most is unknown."""
         if self.sides is None or tuple(images.shape[2:]) == self.sides:
             return images
+        found = resized(images, self.sides)
+        if not bool(found.isnan().any()):
+            return found
         unknown = images.isnan()
-        if not bool(unknown.any()):
-            return resized(images, self.sides)
         known = resized((~unknown).to(images.dtype), self.sides)
         found = resized(images.masked_fill(unknown, 0.0), self.sides) / known.clamp(min=1e-6)
         return found.masked_fill(known < _MOSTLY, torch.nan)

@@ -32,7 +32,7 @@ def samples_per_pixel(matrix: Tensor, aspect: float) -> Tensor:
     half, determinant = (a * a + b * b + c * c + d * d) / 2, a * d - b * c
     largest = (half + (half.square() - determinant.square()).clamp(min=0).sqrt()).sqrt()
     # A bilinear sample covers two pixels: half as many again are no harm.
-    return largest.round().clamp(1, _MOST_SAMPLES).long()
+    return largest.nan_to_num(nan=1.0).round().clamp(1, _MOST_SAMPLES).long()
 
 
 def warp_without_aliasing(images: Tensor, matrix: Tensor, **how: Any) -> Tensor:
@@ -43,7 +43,18 @@ def warp_without_aliasing(images: Tensor, matrix: Tensor, **how: Any) -> Tensor:
     images, matrix : Tensor
         See `affine.warp`, as for the further arguments.
     **how
+
+    Returns
+    -------
+    warped : Tensor of shape (n, n_channels, height, width)
+        NaN where a matrix has numbers that are none.
     """
+    lost = ~matrix.isfinite().flatten(1).all(dim=1)
+    warped = _warped(images, matrix, **how)
+    return torch.where(lost[:, None, None, None], torch.nan, warped) if bool(lost.any()) else warped
+
+
+def _warped(images: Tensor, matrix: Tensor, **how: Any) -> Tensor:
     samples = samples_per_pixel(matrix, images.shape[3] / images.shape[2])
     if how.get("interpolation") == "nearest" or bool((samples == 1).all()):
         return warp(images, matrix, **how)

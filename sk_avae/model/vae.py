@@ -248,11 +248,14 @@ def check_methods(module: object) -> None:
 
 
 def _answer(vae: nn.Module, method: str, x: Tensor) -> Any:
-    """Return what a method of a module says; torch's complaints about shapes become a ValueError that names it."""
+    """Return what a method of a module says; complaints about shapes become a ValueError that names it."""
     try:
         return getattr(vae, method)(x)
-    except RuntimeError as error:
-        raise ValueError(f"{type(vae).__name__}.{method} takes no input of shape {tuple(x.shape)}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        hint = " If it was made for images of another size, say resolution=." if x.ndim == 4 else ""
+        raise ValueError(
+            f"{type(vae).__name__}.{method} takes no input of shape {tuple(x.shape)}: {error}.{hint}"
+        ) from error
 
 
 class ForeignVAE(nn.Module):

@@ -70,7 +70,7 @@ def find_poses(
 
     images, own, observed = seen.images, seen.own, seen.observed
     objective, found = search(images, observed, movable)
-    if observed is not None:
+    if observed is not None and not bool(observed.all()):
         gaps = (~observed).flatten(1).any(dim=1).nonzero()[:, 0]
         for _ in range(_N_FILLINGS):
             images = _filled(model, images, observed, found, gaps)

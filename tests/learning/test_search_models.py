@@ -301,7 +301,7 @@ def test_a_frozen_parameter_is_certain(choosy, stretched):
 
 def test_deviations_of_shifts_are_in_units_of_the_image_not_of_the_frame(small_avae, digits, monkeypatch):
     model = small_avae(family="rigid", pad=14, max_iter=0, **QUICK).fit(digits.X[:120])
-    monkeypatch.setattr("sk_avae.aligner.pose_deviation", lambda objective, alpha: torch.full_like(alpha, 0.1))
+    monkeypatch.setattr("sk_avae.search.find.pose_deviation", lambda objective, alpha: torch.full_like(alpha, 0.1))
     angle, tx, ty = (model.pose_spread_[name] for name in ("angle", "tx", "ty"))
     # The frame is twice as large as the image.
     expected = [np.hypot(0.1, angle), np.hypot(0.2, tx), np.hypot(0.2, ty)]
@@ -312,7 +312,7 @@ def test_only_align_takes_the_time_for_the_deviation(choosy, stretched, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("the curvature was taken")
 
-    monkeypatch.setattr("sk_avae.aligner.pose_deviation", refuse)
+    monkeypatch.setattr("sk_avae.search.find.pose_deviation", refuse)
     for method in ("transform", "encode", "score_samples", "transform_hypotheses"):
         getattr(choosy, method)(stretched.X[:3])
     with pytest.raises(AssertionError, match="curvature"):

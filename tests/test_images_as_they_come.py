@@ -137,7 +137,7 @@ def test_a_vae_from_elsewhere_wraps_images_of_any_size(fitted, digits, turned):
     X = enlarged(turned.X[:30])
     assert share_alike(big.align(X).alpha, small.align(turned.X[:30]).alpha) > 0.8
     assert big.transform(X).shape == (30, 84 * 84 + 1)
-    with pytest.raises(ValueError, match="MLPVAE.encode takes no input of shape .* say resolution="):
+    with pytest.raises(ValueError, match=r"MLPVAE.encode takes no input of shape .* say resolution="):
         AVAEEstimator.from_vae(vae, image_shape=(84, 84), scale=255.0)
 
 

@@ -54,10 +54,20 @@ class Alignment:
         """Return the tensors by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def updated(self, rows: Tensor, others: "Alignment") -> "Alignment":
-        """Return this with what was found for some rows instead."""
-        new = others.arrays()
-        return Alignment(**{name: old.index_copy(0, rows, new[name]) for name, old in self.arrays().items()})
+    def beside(self, others: "Alignment", order: Tensor) -> "Alignment":
+        """Return these images and others together, in an order of shape (n,)."""
+        more = others.arrays()
+        return Alignment(**{name: torch.cat([own, more[name]])[order] for name, own in self.arrays().items()})
+
+    def of_best(self, k: int) -> "Alignment":
+        """Keep the first `k` hypotheses, whose weights become their share."""
+        weight = self.hypothesis_weight[:, :k]
+        return replace(
+            self,
+            hypotheses=self.hypotheses[:, :k],
+            hypothesis_elbo=self.hypothesis_elbo[:, :k],
+            hypothesis_weight=weight / weight.sum(dim=1, keepdim=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ def align(
     candidates: CandidatePoses,
     settings: SearchSettings | None = None,
     movable: Tensor | None = None,
+    doubt: Tensor | None = None,
 ) -> Alignment:
     """Find the pose of each image.
 
@@ -112,6 +123,8 @@ def align(
         None is ``SearchSettings()``.
     movable : Tensor of bool of shape (n,) or None, default=None
         Which images may move at all; None keeps the constant ones where they are.
+    doubt : Tensor of shape (n,) or None, default=None
+        How much less each image's score is worth than that of a clean one: its temperature is so much higher, plus one.
 
     Returns
     -------
@@ -143,6 +156,7 @@ def align(
     stays = ~(gain > settings.min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
     found = found.behind_identity(stays, elbo_identity, identity_score + settings.min_gain)
     found, duplicate = _distinct(model, images, found, movable, chosen.shape[1])
+    temperature = settings.temperature if doubt is None else settings.temperature * (1 + doubt)[:, None]
     return Alignment(
         alpha=found.alpha[:, 0],
         elbo=found.elbo[:, 0],
@@ -152,7 +166,7 @@ def align(
         converged=converged | stays,
         hypotheses=found.alpha,
         hypothesis_elbo=found.elbo,
-        hypothesis_weight=hypothesis_weights(found.score / settings.temperature, duplicate),
+        hypothesis_weight=hypothesis_weights(found.score / temperature, duplicate),
     )
 
 

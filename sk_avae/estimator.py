@@ -201,7 +201,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     image_shape_ : tuple of int
         Shape of an image.
     image_format_ : ImageFormat
-        Learned scaling and background.
+        What `fit` learned of the images: scaling, background, what "auto" `padding` and `resolution` stand for (its
+        `padding` and `frame_shape`), usual brightness and noise.
     moments_ : tuple of ndarray or None
         Mean centroid and covariance of the training images' ink, which starting poses aim at; None after
         `from_vae` without images.
@@ -363,6 +364,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         with unchanged_on_error(self):
             setup = self._setup(X, goes_on=self.warm_start and hasattr(self, "aligner_"))
             parameters = self._fit_parameters(len(setup.rows))
+            parameters.progress.note(setup.described())
             observer = EpochObserver(
                 task, lambda trained: self._seen_by_callbacks(setup, trained), remembers=bool(self.warm_start)
             )

@@ -219,11 +219,10 @@ class ImageFormat:
         if smooth is images or self.exposure is None:
             return smooth
         # Noise that was cut off at black had raised the ground.
-        return (
-            correction(self.crop(smooth), Exposure(*self.exposure))
-            .of(smooth)
-            .clamp(*(self.limits or (-math.inf, math.inf)))
-        )
+        darker = correction(self.crop(smooth), Exposure(*self.exposure)).of(smooth)
+        low, high = self.limits or (-math.inf, math.inf)
+        changed = (smooth != images).flatten(1).any(dim=1)
+        return torch.where(changed.view(-1, 1, 1, 1), darker.clamp(low, high), images)
 
     def to_units_of_model(self, images: Tensor) -> Tensor:
         """Return images of shape (n, C, H, W) with the offset and the scale that all images share taken away."""

@@ -39,6 +39,11 @@ class Progress:
             self._weights[name] = 0.1 * sum(self._weights.values())
         self._tell("", always=True)
 
+    def note(self, line: str) -> None:
+        """Say something once, before the first stage."""
+        if self._verbose:
+            say(line)
+
     def step(self, n_done: int, n: int, loss: float | None = None, unit: str = "epoch") -> None:
         """Tell that so many steps of the stage are done, and the loss that they reached."""
         self._done = n_done / max(1, n)

@@ -212,6 +212,15 @@ def test_upright_training_images_are_seen_as_ever(small_avae, digits):
     assert (seen == as_ever).flatten(1).all(dim=1).double().mean() > 0.95
 
 
+def test_an_image_is_seen_alone_as_among_noisy_ones(fitted, turned):
+    X = turned.X[:30].astype(float)
+    X[::3] = np.clip(X[::3] + np.random.default_rng(0).normal(0, 40, X[::3].shape), 0, 255)
+    X[1::3] = 0.3 * X[1::3] + 60
+    together = fitted.transform(X)
+    assert_array_equal(np.concatenate([fitted.transform(X[k : k + 1]) for k in range(12)]), together[:12])
+    assert_array_equal(fitted.transform(X[2::3]), together[2::3])
+
+
 @pytest.mark.parametrize("what", ["noise", "salt"])
 def test_noise_costs_few_poses(fitted, turned, what):
     random = np.random.default_rng(0)

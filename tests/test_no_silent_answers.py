@@ -25,7 +25,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, ExpertSettings
 from sk_avae.datasets import make_perturbed
-from sk_avae.images import pixel_range
+from sk_avae.scaling import pixel_range
 from sk_avae.likelihoods import Bernoulli, Gaussian
 from sk_avae.search.certainty import is_near
 
@@ -307,7 +307,8 @@ def test_a_bright_channel_does_not_hide_the_others(quick, digits):
     model = quick().fit(np.concatenate([ink, noise], axis=-1))
     assert_allclose(np.abs(model.image_format_.scale), [255, noise.max() - noise.min()])
     X = np.concatenate([ink, noise], axis=-1)[:5]
-    seen = model.image_format_.to_model(X.reshape(5, -1), (-np.inf, np.inf), torch.device("cpu"))
+    padded = model.image_format_.to_padded_images(X.reshape(5, -1))
+    seen = model.image_format_.seen(padded, (-np.inf, np.inf), torch.device("cpu")).images
     assert_allclose(seen.amax(dim=(0, 2, 3)), 1.0, atol=0.01)
     back = model.image_format_.to_rows(model.image_format_.from_model(seen))
     assert_allclose(back, X.reshape(5, -1), rtol=1e-5, atol=1e-2)

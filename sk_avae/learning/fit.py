@@ -118,6 +118,19 @@ class TrainingSetup:
     checkpoint: Checkpoint | None = None
     history: tuple[dict[str, float], ...] = ()
 
+    def described(self) -> str:
+        """Return in one line what is fitted on, and what was chosen for it."""
+        height, width = self.image_format.image_shape[:2]
+        frame = self.image_format.frame.shape
+        seen = "" if frame == (height, width) else f", seen as {frame[0]} x {frame[1]}"
+        module = self.likelihood_recipe["module"]
+        name = module.__name__ if isinstance(module, type) else type(module).__name__
+        outside = {"background": "its background", "border": "its edge pixels", "reflect": "its mirror image"}
+        return (
+            f"{len(self.rows):,} images of {height} x {width} pixels{seen}; likelihood {name}; outside an image lies "
+            f"{outside[self.image_format.padding]}"
+        )
+
 
 def new_setup(
     rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool | str

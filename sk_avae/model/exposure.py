@@ -83,7 +83,8 @@ def levels(images: Tensor, *, from_edges: bool) -> tuple[Tensor, Tensor]:
     ground = torch.where(edges.isnan(), low, edges)
     # Both ways alike is as in training: it takes a clear case to be inverted.
     ink = torch.where(_CLEARLY * (high - ground) >= ground - low, high - ground, low - ground)
-    return ground, torch.where(ink < 0, -1.0, 1.0) * ink.abs().maximum(_MOSTLY_INK * (high - low))
+    size = ink.abs().maximum(_MOSTLY_INK * (high - low))
+    return ground, torch.where(ink < 0, -size, size)
 
 
 def usual_exposure(images: Tensor, *, from_edges: bool) -> Exposure | None:
@@ -118,5 +119,5 @@ def correction(images: Tensor, usual: Exposure) -> Correction:
     to = ground.clamp(*usual.ground)
     shift = torch.where((slope == 1) & ((to - ground).abs() <= _ALIKE), torch.zeros_like(to), to - slope * ground)
     known = ground.isfinite() & ink.isfinite()
-    slope, shift = torch.where(known, slope, 1.0), torch.where(known, shift, 0.0)
+    slope, shift = slope.masked_fill(~known, 1.0), shift.masked_fill(~known, 0.0)
     return Correction(slope.view(-1, 1, 1, 1), shift.view(-1, 1, 1, 1))

@@ -126,6 +126,10 @@ class Gaussian(nn.Module):
         else:
             self.register_buffer("log_scale", log_scale)
 
+    def extra_repr(self) -> str:
+        """Return the scale for the module's repr."""
+        return f"scale={float(self.log_scale.exp()):.3g}, mean={self.mean_link!r}"
+
     def log_prob(self, images: Tensor, parameters: Tensor) -> Tensor:
         """Return the log-density of each image, summed over pixels, in nats, of shape (n,)."""
         log_scale = self.log_scale.clamp(min=self._smallest_log_scale)

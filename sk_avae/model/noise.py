@@ -19,8 +19,9 @@ _GAIN = 6.0
 _MEDIAN_OF_NORMAL = 0.6745
 # A speck differs from the median of its neighbours by so much of the image's range, and from all but one of them.
 _SPECK = 0.25
-# Of training images so many are as rough as is usual.
+# Of training images so many are as rough as is usual, and images that are so much rougher, too: smaller copies are.
 _USUAL = 0.99
+_SLACK = 1.25
 
 
 class Noise(NamedTuple):
@@ -50,7 +51,7 @@ def usual_noise(images: Tensor) -> Noise | None:
     """Return how rough training images are; None if they are too small to tell."""
     if min(images.shape[2:]) < 3:
         return None
-    rough = roughness(images).quantile(_USUAL)
+    rough = _SLACK * roughness(images).quantile(_USUAL)
     return Noise(float(rough), float(noise_deviation(images).quantile(_USUAL)))
 
 

@@ -3,8 +3,8 @@
     python benchmarks/images_as_they_come.py ZOO MNIST [--parts PART ...] [--without]
 
 ZOO is a folder of .npz files with Xtr, ytr, Xte and yte, MNIST one of IDX files. Three parts. "digits": 5,000 training
-digits; test digits are turned by scipy, then disturbed; kNN(3) reads the clean turned digits without the poses that were
-found for the disturbed ones. "sizes": the same pictures in two sizes, by default settings, classifiers as in the
+digits; test digits are turned by scipy, then disturbed; kNN(3) reads the clean turned digits without the poses that
+were found for the disturbed ones. "sizes": the same pictures in two sizes, by default settings, classifiers as in the
 zoo. "photographs": 200 crops of scikit-learn's two photographs, 512 x 512 pixels, in a process of its own, with its
 peak memory. One thread (OMP_NUM_THREADS=1), processor time. --without fits digits with rescale=True, resolution=None
 beside the defaults. The table goes to results/images_as_they_come.md; parts that are not run keep their rows.

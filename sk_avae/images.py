@@ -219,7 +219,7 @@ class ImageFormat:
         if smooth is images or self.exposure is None:
             return smooth
         # Noise that was cut off at black had raised the ground.
-        darker = correction(self.crop(smooth), Exposure(*self.exposure)).of(smooth)
+        darker = correction(self.crop(smooth), Exposure(*self.exposure), covered=False).of(smooth)
         low, high = self.limits or (-math.inf, math.inf)
         changed = (smooth != images).flatten(1).any(dim=1)
         return torch.where(changed.view(-1, 1, 1, 1), darker.clamp(low, high), images)

@@ -25,8 +25,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, ExpertSettings
 from sk_avae.datasets import make_perturbed
-from sk_avae.scaling import pixel_range
 from sk_avae.likelihoods import Bernoulli, Gaussian
+from sk_avae.scaling import pixel_range
 from sk_avae.search.certainty import is_near
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")

@@ -21,6 +21,9 @@ _SLACK = 1.25
 # Levels that differ by less of the training images' range are alike, and what differs by less from its ground no ink.
 _ALIKE = 4e-3
 _LEAST_INK = 1e-3
+# Edges that are so near to the usual ground are ground; and so many of them are enough.
+_GROUND = 0.04
+_SOME = 0.2
 # Contrast is inverted if it is so many times larger towards the other end.
 _CLEARLY = 2.0
 # Ink is at least so much of an image's whole range: what lies on the other side of the ground is bright or dark, too.
@@ -68,8 +71,11 @@ class Correction(NamedTuple):
         return self.slope.flatten() < 0
 
 
-def levels(images: Tensor, *, from_edges: bool) -> tuple[Tensor, Tensor]:
-    """Return ground and ink, the latter as a difference, of images of shape (n, C, H, W); NaN is left out."""
+def levels(images: Tensor, *, from_edges: bool, ground_is: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
+    """Return ground and ink, the latter as a difference, of images of shape (n, C, H, W); NaN is left out.
+
+    With `ground_is` the ground lies between these levels where some of the edges do: the object covers the others.
+    """
     pixels = images.flatten(1)
     ordered = pixels.sort(dim=1).values  # NaN comes last
     n_known = (~pixels.isnan()).sum(dim=1, keepdim=True)
@@ -79,8 +85,14 @@ def levels(images: Tensor, *, from_edges: bool) -> tuple[Tensor, Tensor]:
     high = ordered.gather(1, (n_known - 1 - few).clamp(min=0))[:, 0]
     if not from_edges:
         return low, high - low
-    edges = edge_pixels(images).flatten(1).nanmedian(dim=1).values
-    ground = torch.where(edges.isnan(), low, edges)
+    edges = edge_pixels(images).flatten(1)
+    ground = edges.nanmedian(dim=1).values
+    ground = torch.where(ground.isnan(), low, ground)
+    if ground_is is not None:
+        first, last = ground_is
+        usual = (edges >= first - _GROUND) & (edges <= last + _GROUND)
+        share = usual.double().sum(dim=1) / (~edges.isnan()).sum(dim=1).clamp(min=1)
+        ground = torch.where(share >= _SOME, ground.clamp(first, last), ground)
     # Both ways alike is as in training: it takes a clear case to be inverted.
     ink = torch.where(_CLEARLY * (high - ground) >= ground - low, high - ground, low - ground)
     size = ink.abs().maximum(_MOSTLY_INK * (high - low))
@@ -106,9 +118,12 @@ def usual_exposure(images: Tensor, *, from_edges: bool) -> Exposure | None:
     return Exposure(from_edges, (first, last), (min(low * _SLACK, low / _SLACK), max(high * _SLACK, high / _SLACK)))
 
 
-def correction(images: Tensor, usual: Exposure) -> Correction:
-    """Return what brings images, of shape (n, C, H, W), to usual levels."""
-    ground, ink = levels(images, from_edges=usual.from_edges)
+def correction(images: Tensor, usual: Exposure, *, covered: bool = True) -> Correction:
+    """Return what brings images, of shape (n, C, H, W), to usual levels.
+
+    With `covered` an object may cover most of the edges: what is seen of the usual ground is then the ground.
+    """
+    ground, ink = levels(images, from_edges=usual.from_edges, ground_is=usual.ground if covered else None)
     low, high = usual.ink
     # Where training images are brighter than their ground as well as darker no contrast is an inverted one.
     wanted = (

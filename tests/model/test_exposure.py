@@ -104,6 +104,15 @@ def test_it_takes_a_clear_case_to_be_inverted():
     assert correction(both, usual).inverts.all()
 
 
+def test_an_object_that_covers_most_edges_is_no_ground():
+    usual = usual_exposure(ink(), from_edges=True)
+    covered = torch.zeros(1, 1, 12, 12, dtype=torch.double)
+    covered[:, :, :, :9] = 0.9
+    assert not correction(covered, usual).changes.any()
+    # Unless nothing of the edges is as the ground was.
+    assert correction(covered + 0.3, usual).changes.all()
+
+
 def test_an_image_is_corrected_alone_as_among_others():
     images = torch.cat([0.3 * ink(8) + 0.2, ink(8), 1 - ink(8)])
     usual = usual_exposure(ink(), from_edges=True)

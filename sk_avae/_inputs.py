@@ -50,8 +50,8 @@ def as_images(X: Any, name: str = "X") -> Any:
     if np.ma.isMaskedArray(X):
         if np.ma.is_masked(X):
             raise ValueError(
-                f"{name} is a masked array with {int(np.ma.getmaskarray(X).sum())} masked values. If these are pixels "
-                f"that nobody knows, say missing_values='ignore'. Else fill them ({name}.filled(value))."
+                f"{name} is a masked array with {int(np.ma.getmaskarray(X).sum())} masked values. If these "
+                f"pixels are missing, say missing_values='ignore'. Else fill them ({name}.filled(value))."
             )
         return np.ma.getdata(X)
     if isinstance(X, list | tuple) and any(isinstance(row, Tensor) or np.ma.isMaskedArray(row) for row in X):
@@ -246,8 +246,8 @@ def _gaps_explained() -> Iterator[None]:
         if not (advice and first.startswith("Input X contains NaN")):
             raise
         raise ValueError(
-            f"{first} If these are pixels that nobody knows, say missing_values='ignore': alignment then goes by the "
-            f"others. Else fill them, or leave those images out (X[numpy.isfinite(X).all(axis=1)])."
+            f"{first} If these pixels are missing, say missing_values='ignore': alignment then uses the others. Else "
+            f"fill them, or leave those images out (X[numpy.isfinite(X).all(axis=1)])."
         ) from error
 
 
@@ -394,7 +394,7 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
 def check_images_are_numbers(images: NDArray[Any], name: str, *, gaps: bool = False) -> NDArray[Any]:
     """Return computed images, or raise ValueError naming the argument whose numbers were too large for them.
 
-    With `gaps` NaN is a pixel that nobody knows.
+    With `gaps` NaN is a missing pixel.
     """
     if np.isinf(images).any() or not (gaps or np.isfinite(images).all()):
         row = int((~np.isfinite(images)).any(axis=1).argmax())

@@ -48,7 +48,7 @@ def missing_values_of(estimator: Any) -> str:
 
 
 def allows_gaps(estimator: Any) -> bool:
-    """Tell whether an aligner takes pixels that nobody knows."""
+    """Tell whether an aligner takes missing pixels."""
     return missing_values_of(estimator) != "error"
 
 

@@ -85,7 +85,7 @@ class Aligner:
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
         Of canonical images.
     keeps_gaps : bool, default=False
-        Whether pixels that nobody knows stay NaN in canonical images, rather than being filled by the reconstruction.
+        Whether missing pixels stay NaN in canonical images. Else the reconstruction fills them.
     evaluated : nn.Module or None, default=None
         The VAE as it is evaluated, see `vae.fused`; None makes it.
     """

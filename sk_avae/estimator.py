@@ -126,8 +126,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         brought to their levels before the model sees them; results keep the images' own pixels. True leaves such
         images as they are.
     missing_values : {"error", "ignore", "keep"}, default="error"
-        What NaN pixels are: an error, or pixels that nobody knows. These take no part in the likelihood; what the model
-        expects there fills them, in canonical images, too, or with "keep" these have NaN again.
+        What NaN stands for: an error, or a missing pixel. Missing pixels take no part in the likelihood. Canonical images
+        have them filled with what the model expects; with "keep" they stay NaN.
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
         Of canonical images.
     alpha_prior : {"auto"}, dict or None, default="auto"

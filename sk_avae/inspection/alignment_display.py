@@ -162,7 +162,7 @@ class AlignmentDisplay:
 
 def _pixel_range(images: NDArray[Any]) -> tuple[float, float]:
     """Return what is drawn as black and as white: the range of bytes, of unit floats, or that of the images."""
-    low, high = float(images.min()), float(images.max())
+    low, high = float(np.nanmin(images)), float(np.nanmax(images))
     if images.dtype == np.uint8:
         return 0.0, 255.0
     return (0.0, 1.0) if low >= 0.0 and 0.2 < high <= 1.0 else (low, high if high > low else low + 1.0)

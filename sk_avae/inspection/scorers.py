@@ -72,7 +72,7 @@ def neg_reconstruction_error(estimator: Any, X: ArrayLike, y: Any = None) -> flo
     """
     estimator, X = _last_step(estimator, X, "reconstruct")
     difference = _rows(estimator.reconstruct(X)) - _rows(X)
-    return -float(np.mean(np.square(difference), dtype=np.float64))
+    return -float(np.nanmean(np.square(difference), dtype=np.float64))
 
 
 def _last_step(estimator: Any, X: Any, method: str) -> tuple[Any, Any]:

@@ -44,7 +44,7 @@ def learned_format(
     Parameters
     ----------
     rows : ndarray of shape (n, n_features)
-        NaN is a pixel that nobody knows.
+        NaN is a missing pixel.
     image_shape, pad, sides : object
         See `ImageFormat`.
     padding : {"auto", "background", "border", "reflect"}

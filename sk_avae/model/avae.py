@@ -181,7 +181,7 @@ def canonical_images(model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
 
 
 def with_gaps_explained(model: AVAE, images: Tensor, observed: Tensor, alpha: Tensor) -> Tensor:
-    """Return images of which the pixels that nobody knows are what the model expects there, given their poses.
+    """Return images whose missing pixels are what the model expects there, given their poses.
 
     Parameters
     ----------

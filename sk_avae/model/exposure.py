@@ -77,12 +77,13 @@ def levels(images: Tensor, *, from_edges: bool, ground_is: tuple[float, float] |
     With `ground_is` the ground lies between these levels where some of the edges do: the object covers the others.
     """
     pixels = images.flatten(1)
-    ordered = pixels.sort(dim=1).values  # NaN comes last
-    n_known = (~pixels.isnan()).sum(dim=1, keepdim=True)
+    unknown = pixels.isnan()
+    n_known = (~unknown).sum(dim=1, keepdim=True)
     few = (n_known.double() * _FEW).long().clamp(min=_FEW_PIXELS - 1)
     few = few.minimum((n_known - 1).clamp(min=0) // 2)
-    low = ordered.gather(1, few)[:, 0]
-    high = ordered.gather(1, (n_known - 1 - few).clamp(min=0))[:, 0]
+    n_ends = int(few.max()) + 1
+    low = pixels.masked_fill(unknown, torch.inf).topk(n_ends, dim=1, largest=False).values.gather(1, few)[:, 0]
+    high = pixels.masked_fill(unknown, -torch.inf).topk(n_ends, dim=1).values.gather(1, few)[:, 0]
     if not from_edges:
         return low, high - low
     edges = edge_pixels(images).flatten(1)

@@ -342,7 +342,8 @@ def check_square(rows: NDArray[Any]) -> None:
 
 def _n_interleaved(rows: NDArray[Any]) -> int | None:
     """Return how many channels rows of pixels seem to hold; None where they look like grey images."""
-    some = np.nan_to_num(rows[every_few(len(rows), 256)].astype(np.float64))
+    few = min(256, max(1, _PIXELS_LOOKED_AT // rows.shape[1]))
+    some = np.nan_to_num(rows[every_few(len(rows), few)].astype(np.float64))
     with np.errstate(over="ignore", invalid="ignore"):
         change = {lag: float(np.square(some[:, lag:] - some[:, :-lag]).mean()) for lag in (1, 2, 3, 4)}
     for n_channels in (3, 4):

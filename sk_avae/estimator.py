@@ -119,7 +119,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         image's edge: rotation would cut them off.
     padding : {"auto", "background", "border", "reflect"}, default="auto"
         What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image. "auto"
-        takes the background where most edge pixels of the training images have its colour, else the edge pixels.
+        takes the background where most edge pixels of the training images have its colour, else the mirror image.
     rescale : {"image"} or bool, default="image"
         Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0. With "image", images
         that are brighter or darker than training images were, or of more or less contrast, or of inverted contrast, are

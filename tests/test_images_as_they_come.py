@@ -12,8 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier, load, save
+from sk_avae import (
+    AffineCanonicalizer,
+    AlignmentDisplay,
+    AVAEEstimator,
+    CanonicalizedClassifier,
+    ELBOProfileDisplay,
+    load,
+    save,
+)
 from sk_avae.datasets import load_mnist_sample, make_perturbed
+from sk_avae.scoring import neg_reconstruction_error
 from sk_avae.vae import MLPVAE
 
 N = 60
@@ -506,3 +515,33 @@ def test_other_channels_and_resolutions_are_carried_along(fitted, turned):
 def test_what_cannot_be_warped_is_named(fitted, X, alpha, match):
     with pytest.raises(ValueError, match=match):
         fitted.warp(X, alpha)
+
+
+# ---------------------------------------------------------------- displays, scorers
+def test_displays_draw_large_images_and_gaps(large, large_turned, ignoring, turned):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    display = AlignmentDisplay.from_estimator(large, large_turned[0], n_images=3)
+    assert display.canonical.shape == display.reconstructed.shape == (3, 84, 84)
+    gaps = AlignmentDisplay.from_estimator(ignoring, without_corner(turned.X[:3]))
+    assert np.isnan(gaps.inputs).any()
+    assert np.isfinite(gaps.canonical).all()
+    assert ELBOProfileDisplay.from_estimator(large, large_turned[0], n_angles=7).elbo.shape == (7,)
+    assert np.isfinite(ELBOProfileDisplay.from_estimator(ignoring, without_corner(turned.X[:3]), n_angles=7).elbo).all()
+    pyplot.close("all")
+
+
+def test_scores_of_images_with_gaps(ignoring, turned):
+    X = without_corner(turned.X[:20])
+    for score in (ignoring.score(X), neg_reconstruction_error(ignoring, X.reshape(20, -1))):
+        assert np.isfinite(score)
+    assert np.isfinite(ignoring.negative_elbo(X, align=False)).all()
+    assert np.isfinite(ignoring.transform_hypotheses(X)[0]).all()
+
+
+def test_fit_says_what_it_chose(small_avae, digits, capsys):
+    small_avae(max_epochs=1, learned_starts=False, verbose=1).fit(enlarged(digits.X[:40]))
+    out = capsys.readouterr().out
+    expected = (
+        "40 images of 84 x 84 pixels, seen as 32 x 32; likelihood Bernoulli; outside an image lies its background"
+    )
+    assert expected in out.splitlines()[0]

@@ -113,7 +113,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     resolution : int, "auto" or None, default="auto"
         Pixels of the longer side that the model sees, at most: a pose needs few. Larger images are reduced, without
         aliasing; canonical images are made of the images' own pixels, at their full size. "auto" reduces images of more
-        than 40 pixels to 32, but leaves those for a module instance as they are. None leaves all as they are.
+        than 40 pixels to 36, but leaves those for a module instance as they are. None leaves all as they are.
     pad : int, default=0
         Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
         image's edge: rotation would cut them off.
@@ -126,8 +126,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         brought to their levels before the model sees them; results keep the images' own pixels. True leaves such
         images as they are.
     missing_values : {"error", "ignore", "keep"}, default="error"
-        What NaN stands for: an error, or a missing pixel. Missing pixels take no part in the likelihood. Canonical images
-        have them filled with what the model expects; with "keep" they stay NaN.
+        What NaN stands for: an error, or a missing pixel. Missing pixels take no part in the likelihood. In canonical
+        images what the model expects fills them; with "keep" they stay NaN.
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
         Of canonical images.
     alpha_prior : {"auto"}, dict or None, default="auto"

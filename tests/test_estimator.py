@@ -865,7 +865,7 @@ def test_verbose_shows_one_labelled_progress(small_avae, digits, capsys):
     small_avae(max_epochs=3, critic=True, verbose=1).fit(digits.X[:100])
     lines = capsys.readouterr().out.strip().splitlines()
     assert re.fullmatch(
-        r"\[1/4\] training the VAE: epoch 3/3, loss [\d.]+, 0:\d\d elapsed(, about 0:\d\d left)?", lines[1]
+        r"\[1/4\] training the VAE: epoch 3/3, loss [\d.]+, 0:\d\d elapsed(, about 0:\d\d left)?", lines[2]
     )
     stages = ["training the VAE", "learning where to start", "learning to choose", "calibrating"]
     first_of = [next(line for line in lines if stage in line) for stage in stages]

@@ -53,7 +53,7 @@ def learned_format(
         See `AVAEEstimator`.
     """
     stack = _looked_at(rows, image_shape, Frame(sides_of(image_shape), pad, sides))
-    some = torch.tensor(stack[every_few(len(rows))]).permute(0, 3, 1, 2)
+    some = torch.tensor(np.ascontiguousarray(stack[every_few(len(rows))])).permute(0, 3, 1, 2)
     background = tuple(map(float, edge_median(some)))
     low, high = _checked_range(stack.reshape(len(rows), -1, stack.shape[3]))
     has_one = has_background(some, background, float(low.min()), float(high.max()))
@@ -69,7 +69,7 @@ def learned_format(
 def format_with_usual(image_format: ImageFormat, rows: NDArray[Any]) -> ImageFormat:
     """Return a format whose scale and background are known with the exposure and noise of training rows."""
     stack = _looked_at(rows, image_format.image_shape, image_format.frame)
-    some = torch.tensor(stack[every_few(len(rows))]).permute(0, 3, 1, 2)
+    some = torch.tensor(np.ascontiguousarray(stack[every_few(len(rows))])).permute(0, 3, 1, 2)
     has_one = has_background(some, image_format.background, float(some.min()), float(some.max()))
     return _with_usual(image_format, some, from_edges=has_one)
 

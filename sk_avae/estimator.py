@@ -113,7 +113,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     resolution : int, "auto" or None, default="auto"
         Pixels of the longer side that the model sees, at most: a pose needs few. Larger images are reduced, without
         aliasing; canonical images are made of the images' own pixels, at their full size. "auto" reduces images of more
-        than 40 pixels to 36, but leaves those for a module instance as they are. None leaves all as they are.
+        than 40 pixels to 34, but leaves those for a module instance as they are. None leaves all as they are.
     pad : int, default=0
         Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
         image's edge: rotation would cut them off.

@@ -57,7 +57,7 @@ def large_turned(digits):
 # ---------------------------------------------------------------- resolution
 def test_a_large_image_is_seen_small_and_answered_at_its_full_size(large, large_turned):
     X, true = large_turned
-    assert large.image_format_.frame_shape == (1, 36, 36)
+    assert large.image_format_.frame_shape == (1, 34, 34)
     assert large.image_shape_ == (84, 84)
     T = large.transform(X)
     assert T.shape == (N, 84 * 84 + 1)
@@ -92,7 +92,7 @@ def test_the_same_poses_as_of_small_images(large, fitted, digits, turned):
 
 
 @pytest.mark.parametrize(
-    ("resolution", "frame"), [("auto", (36, 36)), (20, (20, 20)), (None, (84, 84)), (200, (84, 84))]
+    ("resolution", "frame"), [("auto", (34, 34)), (20, (20, 20)), (None, (84, 84)), (200, (84, 84))]
 )
 def test_resolution_says_what_the_model_sees(small_avae, digits, resolution, frame):
     model = small_avae(resolution=resolution, max_epochs=1, learned_starts=False).fit(enlarged(digits.X[:40]))
@@ -159,7 +159,7 @@ def test_it_goes_on_is_copied_and_saved(large, large_turned, digits, tmp_path):
     on = copy.deepcopy(large).set_params(warm_start=True, max_epochs=1).fit(enlarged(digits.X[:200]))
     assert on.n_iter_ == large.n_iter_ + 1
     on.partial_fit(enlarged(digits.X[:50]))
-    with pytest.raises(ValueError, match=r"resolution=20 \(was 36\)"):
+    with pytest.raises(ValueError, match=r"resolution=20 \(was 34\)"):
         copy.deepcopy(large).set_params(warm_start=True, resolution=20).fit(enlarged(digits.X[:200]))
 
 
@@ -542,6 +542,6 @@ def test_fit_says_what_it_chose(small_avae, digits, capsys):
     small_avae(max_epochs=1, learned_starts=False, verbose=1).fit(enlarged(digits.X[:40]))
     out = capsys.readouterr().out
     expected = (
-        "40 images of 84 x 84 pixels, seen as 36 x 36; likelihood Bernoulli; outside an image lies its background"
+        "40 images of 84 x 84 pixels, seen as 34 x 34; likelihood Bernoulli; outside an image lies its background"
     )
     assert expected in out.splitlines()[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Images up to so many pixels a side are seen as they are, larger ones reduced to so many.
 _LARGEST_AS_IT_IS = 40
-_SIDE = 36
+_SIDE = 34
 # No side becomes shorter than this by being reduced.
 SMALLEST_FRAME = 8
 # A pixel of the frame is observed if so much of what it covers is.
@@ -116,14 +116,14 @@ def frame_sides(image: Sides, pad: int, resolution: int | str | None, multiple: 
         Margin in pixels of the image.
     resolution : int, "auto" or None
         Pixels of the image's longer side in the frame, at most. "auto" leaves images up to 40 pixels as they are and
-        reduces larger ones to 36. None leaves all.
+        reduces larger ones to 34. None leaves all.
     multiple : int, default=1
         Of which both sides are multiples, where images are reduced at all.
 
     Examples
     --------
     >>> frame_sides((480, 640), 0, "auto"), frame_sides((28, 28), 0, "auto"), frame_sides((64, 64), 4, 48)
-    ((27, 36), None, (54, 54))
+    ((26, 34), None, (54, 54))
     """
     longer, shorter = max(image), min(image)
     if resolution == "auto":

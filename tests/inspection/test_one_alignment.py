@@ -9,8 +9,8 @@ import pytest
 from sklearn.frozen import FrozenEstimator
 
 import sk_avae._inputs
-import sk_avae.aligner
 import sk_avae.images
+import sk_avae.search.find
 from sk_avae import (
     AffineCanonicalizer,
     AlignmentDisplay,
@@ -47,7 +47,7 @@ def stays(monkeypatch):
 
     count(sk_avae._inputs, "validate_data", "checked", lambda *_: 1)
     count(ImageFormat, "to_padded_images", "converted", lambda _, rows: len(rows))
-    count(sk_avae.aligner, "align", "aligned", lambda objective, *_: len(objective.images))
+    count(sk_avae.search.find, "align", "aligned", lambda objective, *_: len(objective.images))
     count(ImageFormat, "matrix", "matrices", lambda _, alpha, *__: len(alpha))
     return counts
 

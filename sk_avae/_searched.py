@@ -62,6 +62,8 @@ class Searched(NamedTuple):
             )
 
         background = image_format.own_background(seen.corrected, padded)
+        if seen.corrected is not None:
+            padded = image_format.with_own_margins(padded, seen.corrected, background)
         if seen.observed is None:
             return warped(rows, padded, background)
         unknown, expected = padded.isnan(), seen.images.cpu().to(padded.dtype)

@@ -175,7 +175,7 @@ class ImageFormat:
 
     def to_rows(self, raw: Tensor) -> NDArray[Any]:
         """Crop images of shape (n, C, H, W) and return them as rows: the inverse of `to_padded_images`."""
-        return self.frame.cropped_full(raw).permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
+        return self.frame.cropped(raw).permute(0, 2, 3, 1).reshape(len(raw), self.n_features).cpu().numpy()
 
     def seen(self, padded: Tensor, support: Any, device: torch.device) -> "SeenImages":
         """Return padded images as the model sees them: reduced to its frame, scaled, float32, within the support.
@@ -190,7 +190,7 @@ class ImageFormat:
         corrected, observed, faulty = None, None, None
         if self.exposure is not None:
             corrected = correction(self.crop(images), Exposure(*self.exposure))
-            images = corrected.of(images)
+            images = self.with_own_margins(corrected.of(images), corrected, self._background_in_model(images)[None])
         if bool((unknown := images.isnan()).any()):
             observed = ~unknown
             images = with_gaps_filled(images, self._background_in_model(images))
@@ -265,6 +265,12 @@ class ImageFormat:
         in_model = self._background_in_model(like).view(1, -1, 1, 1)
         own = self.from_model(corrected.undone(in_model))[:, :, 0, 0]
         return torch.where(corrected.changes.view(-1, 1), own, background)
+
+    def with_own_margins(self, images: Tensor, corrected: Correction, background: Tensor) -> Tensor:
+        """Return images, of the frame or padded, those that are corrected with margins of their own background."""
+        if self.padding != "background" or not bool(corrected.changes.any()):
+            return images
+        return torch.where(corrected.changes, self.frame.with_margins(images, background), images)
 
     def pose_to_model(self, alpha: NDArray[Any], family: str, device: torch.device) -> Tensor:
         """Return poses in units of the image as the model's, in units of the frame, float32."""

@@ -193,6 +193,19 @@ def test_another_exposure_changes_no_pose(fitted, turned, drift):
     assert share_alike(found.alpha, fitted.align(turned.X[:N]).alpha) > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:The contrast of")
+@pytest.mark.parametrize("drift", [(0.5, 60.0), (-1.0, 255.0)])
+@pytest.mark.parametrize("how", [{"pad": 4}, {"pad": 3, "resolution": 20}])
+def test_margins_are_as_bright_as_the_image(small_avae, digits, turned, drift, how):
+    gain, offset = drift
+    model = small_avae(max_epochs=8, **how).fit(digits.X[:600])
+    X = turned.X[:N].astype(float)
+    T, plain = model.transform(gain * X + offset), model.transform(X)
+    assert share_alike(T[:, -1:], plain[:, -1:]) > 0.85
+    same = misses(T[:, -1:], plain[:, -1:]) < 1e-4
+    assert_allclose(T[same, :-1], gain * plain[same, :-1] + offset, atol=0.5)
+
+
 def test_canonical_images_keep_their_own_pixels_and_background(fitted, turned):
     X = 0.5 * turned.X[:N].astype(float) + 60
     T = fitted.transform(X)

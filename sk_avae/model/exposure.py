@@ -15,7 +15,8 @@ from .affine import edge_pixels
 # So many pixels, and this share of them, may be brighter than the ink.
 _FEW_PIXELS = 4
 _FEW = 0.005
-# Training images between these shares tell which levels are usual; contrast that is so many times more or less, too.
+# Training images between these shares tell which levels are usual; contrast that is so many times more or less is left
+# as it is.
 _USUAL = 0.01, 0.99
 _SLACK = 1.25
 # Levels that differ by less of the training images' range are alike, and what differs by less from its ground no ink.
@@ -116,7 +117,7 @@ def usual_exposure(images: Tensor, *, from_edges: bool) -> Exposure | None:
         return None
     shares = torch.tensor(_USUAL, dtype=torch.double, device=ground.device)
     (first, last), (low, high) = (some[usual].double().quantile(shares).tolist() for some in (ground, ink))
-    return Exposure(from_edges, (first, last), (min(low * _SLACK, low / _SLACK), max(high * _SLACK, high / _SLACK)))
+    return Exposure(from_edges, (first, last), (low, high))
 
 
 def correction(images: Tensor, usual: Exposure, *, covered: bool = True) -> Correction:
@@ -130,7 +131,8 @@ def correction(images: Tensor, usual: Exposure, *, covered: bool = True) -> Corr
     wanted = (
         ink.abs().clamp(low, high) if low > 0 else -ink.abs().clamp(-high, -low) if high < 0 else ink.clamp(low, high)
     )
-    plain = (wanted - ink).abs() <= _ALIKE
+    near = (ink > min(low * _SLACK, low / _SLACK)) & (ink < max(high * _SLACK, high / _SLACK))
+    plain = near | ((wanted - ink).abs() <= _ALIKE)
     slope = torch.where(plain | (ink.abs() <= _LEAST_INK), torch.ones_like(ink), wanted / ink)
     to = ground.clamp(*usual.ground)
     shift = torch.where((slope == 1) & ((to - ground).abs() <= _ALIKE), torch.zeros_like(to), to - slope * ground)

@@ -80,12 +80,23 @@ class Frame:
         return images if self.sides is None else resized(images, self.padded)
 
     def cropped(self, images: Tensor) -> Tensor:
-        """Cut the margins off images of the frame."""
-        return _cut(images, *(-(-m * s // p) for m, s, p in zip(self.margins, self.shape, self.padded, strict=True)))
+        """Cut the margins off images of the frame, or off padded images."""
+        return _cut(images, *self._margins_of(images))
 
-    def cropped_full(self, images: Tensor) -> Tensor:
-        """Cut the margins off padded images."""
-        return _cut(images, *self.margins)
+    def with_margins(self, images: Tensor, background: Tensor) -> Tensor:
+        """Return images, of the frame or padded, whose margins are of a background of shape (n or 1, n_channels)."""
+        rows, columns = self._margins_of(images)
+        if not (rows or columns):
+            return images
+        inside = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
+        _cut(inside[None, None], rows, columns).fill_(True)
+        return torch.where(inside, images, background[:, :, None, None].to(images))
+
+    def _margins_of(self, images: Tensor) -> Sides:
+        if tuple(images.shape[2:]) == self.padded:
+            return self.margins
+        rows, columns = (-(-m * s // p) for m, s, p in zip(self.margins, self.shape, self.padded, strict=True))
+        return rows, columns
 
 
 def _cut(images: Tensor, rows: int, columns: int) -> Tensor:

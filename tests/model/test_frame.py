@@ -72,12 +72,24 @@ def test_margins_are_cut_off_again():
     ones = torch.ones(2, 1, 83, 90)
     rows, columns = frame.margins
     padded = torch.nn.functional.pad(ones, (columns, columns, rows, rows))
-    assert torch.equal(frame.cropped_full(padded), ones)
+    assert torch.equal(frame.cropped(padded), ones)
     # What is cropped of the frame holds nothing of the margin, up to one pixel's blur.
     inner = frame.cropped(frame.reduced(padded))
     assert (inner > 0.4).all()
     assert inner[:, :, 1:-1, 1:-1].min() == pytest.approx(1.0, abs=1e-3)
     assert frame.cropped(torch.ones(2, 1, *frame.shape)).shape == inner.shape
+
+
+def test_margins_are_of_the_image_s_own_background():
+    frame = Frame((83, 90), 5, frame_sides((83, 90), 5, 36, 4))
+    background = torch.tensor([[0.25], [0.5]])
+    for sides in (frame.padded, frame.shape):
+        found = frame.with_margins(torch.ones(2, 1, *sides), background)
+        assert (frame.cropped(found) == 1).all()
+        assert (found[:, 0, 0, 0] == background[:, 0]).all()
+        assert (found == 1).sum() == frame.cropped(found).numel()
+    bare = torch.ones(1, 1, 5, 5)
+    assert Frame((5, 5)).with_margins(bare, background) is bare
 
 
 def test_a_smooth_image_survives_the_way_there_and_back():

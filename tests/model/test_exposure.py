@@ -121,3 +121,45 @@ def test_an_image_is_corrected_alone_as_among_others():
     together = correction(images, usual).of(images)
     for k in range(len(images)):
         assert torch.equal(correction(images[k : k + 1], usual).of(images[k : k + 1])[0], together[k])
+
+
+def test_levels_are_the_fourth_pixel_from_either_end_and_the_edges_median():
+    image = torch.full((1, 1, 6, 6), 0.5, dtype=torch.double)
+    image[0, 0, 1:5, 1:5] = torch.linspace(0.1, 0.85, 16, dtype=torch.double).view(4, 4)
+    inner = image[0, 0, 1:5, 1:5].flatten()
+    ground, contrast = levels(image, from_edges=True)
+    assert ground == 0.5
+    # Ink on both sides of the ground: at least three fifths of the whole range count.
+    whole = inner[-4] - inner[3]
+    assert contrast == pytest.approx(max(float(inner[-4] - 0.5), 0.6 * float(whole)))
+    darkest, between = levels(image, from_edges=False)
+    assert darkest == inner[3]
+    assert between == pytest.approx(float(whole))
+    # The brightest four become unknown: the four before them tell.
+    image[0, 0, 4, 1:5] = torch.nan
+    assert levels(image, from_edges=False)[1] == pytest.approx(float(inner[-8] - inner[3]))
+
+
+@pytest.mark.parametrize(("n_known", "place"), [(1, 0), (2, 0), (3, 1), (7, 3), (20, 3)])
+def test_where_few_pixels_are_known_fewer_count_as_outlying(n_known, place):
+    image = torch.full((1, 1, 5, 5), torch.nan, dtype=torch.double)
+    image.view(-1)[:n_known] = torch.arange(n_known, dtype=torch.double)
+    low, between = levels(image, from_edges=False)
+    assert low == place
+    assert low + between == n_known - 1 - place
+
+
+def test_so_many_pixels_of_a_large_image_are_outlying():
+    image = torch.arange(2000, dtype=torch.double).view(1, 2, 20, 50)
+    low, between = levels(image, from_edges=False)
+    assert (low, low + between) == (10, 1989)
+
+
+def test_contrast_a_little_out_of_the_usual_stays_and_more_is_brought_to_the_nearest():
+    images = ink()
+    usual = usual_exposure(images, from_edges=True)
+    low, high = usual.ink
+    for level, expected in ((low / 1.2, low / 1.2), (low / 1.3, low), (high * 1.2, high * 1.2), (high * 1.3, high)):
+        one = torch.zeros(1, 1, 12, 12, dtype=torch.double)
+        one[:, :, 4:8, 5:7] = level
+        assert levels(correction(one, usual).of(one), from_edges=True)[1] == pytest.approx(expected)

@@ -55,6 +55,23 @@ def test_specks_are_gone():
     assert error(found, images) < 0.4 * error(specked, images)
 
 
+@pytest.mark.parametrize("value", [1.0, -0.5])
+def test_a_speck_becomes_the_median_of_its_neighbours(value):
+    ramp = torch.linspace(0, 0.5, 100).view(1, 1, 10, 10).clone()
+    usual = usual_noise(ramp)._replace(deviation=1.0)  # no noise to smooth besides
+    specked = ramp.clone()
+    specked[0, 0, 4, 5] = value
+    around = [ramp[0, 0, i, j] for i in (3, 4, 5) for j in (4, 5, 6) if (i, j) != (4, 5)]
+    found = smoothed(specked, usual)
+    assert found[0, 0, 4, 5] == torch.stack(around).median()
+    same = torch.ones_like(ramp, dtype=torch.bool)
+    same[0, 0, 4, 5] = False
+    assert torch.equal(found[same], ramp[same])
+    # Two neighbours that are alike are a shape.
+    specked[0, 0, 4, 6] = specked[0, 0, 5, 5] = value
+    assert (smoothed(specked, usual) == value).sum() == 3
+
+
 def test_images_too_small_for_a_stencil_are_left_alone():
     assert usual_noise(torch.rand(4, 1, 1, 50)) is None
     assert usual_noise(torch.rand(4, 1, 2, 2)) is None

@@ -23,6 +23,21 @@ def test_so_many_samples_as_the_longest_step(log_x, log_y, angle, n, aspect):
     assert samples_per_pixel(matrix, aspect).tolist() == [n]
 
 
+@pytest.mark.parametrize("shear", [0.0, 0.7, -2.5, 4.0])
+@pytest.mark.parametrize("aspect", [1.0, 0.4])
+def test_the_longest_step_is_the_largest_singular_value(shear, aspect):
+    matrix = to_matrix(torch.tensor([[0.7, 0.2, -0.3, shear, 0.4, -0.9]]), "affine", aspect=aspect).double()
+    pixels = matrix[0, :, :2] * torch.tensor([[1.0, aspect], [1 / aspect, 1.0]])
+    largest = torch.linalg.svdvals(pixels).max()
+    assert samples_per_pixel(matrix, aspect).item() == max(1, round(float(largest)))
+
+
+@pytest.mark.parametrize("padding", ["border", "reflect"])
+def test_padding_is_the_same_where_an_image_shrinks(padding):
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double() + 1
+    assert warp_without_aliasing(images, matrix_of([0, 1.0, 1.0, 0, 0, 0]), padding=padding).min() > 0.9
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_where_nothing_shrinks_it_is_a_warp_bit_by_bit(interpolation):
     images = torch.rand(3, 2, 9, 9, generator=torch.Generator().manual_seed(0)).double()

@@ -140,10 +140,7 @@ def new_setup(
     with global_generator(0, torch.device("cpu")):
         vae = build(vae_recipe).eval()
     model.check_latent_size(vae, image_format)
-    some = images[every_few(len(images))]
-    if image_format.exposure is not None and image_format.limits is not None:
-        some = some.clamp(*image_format.limits)  # images that were made brighter may be beyond
-    likelihood_recipe = model.likelihood_recipe(some)
+    likelihood_recipe = model.likelihood_recipe(images[every_few(len(images))])
     vae_recipe = model.recipe_with_output(vae_recipe, likelihood_recipe, vae)
     images = _within_support(images, build(likelihood_recipe), rows, rescale=rescale)
     return TrainingSetup(rows, images, observed, image_format, vae_recipe, likelihood_recipe)
@@ -201,6 +198,8 @@ def training_images(
 def _seen_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> tuple[Tensor, Tensor | None]:
     images = torch.empty(len(rows), *image_format.frame_shape, device=device, dtype=torch.float32)
     observed = None
+    # Training images say what is usual: they stay as they are.
+    image_format = replace(image_format, exposure=None, noise=None)
     for part in image_format.slices(len(rows)):
         seen = image_format.seen(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)
         images[part] = seen.images

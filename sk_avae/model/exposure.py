@@ -28,7 +28,7 @@ _SOME = 0.2
 # Contrast is inverted if it is so many times larger towards the other end.
 _CLEARLY = 2.0
 # Ink is at least so much of an image's whole range: what lies on the other side of the ground is bright or dark, too.
-_MOSTLY_INK = 0.6
+_MOSTLY_INK = 0.75
 
 
 class Exposure(NamedTuple):

@@ -19,9 +19,12 @@ _GAIN = 6.0
 _MEDIAN_OF_NORMAL = 0.6745
 # A speck differs from the median of its neighbours by so much of the image's range, and from all but one of them.
 _SPECK = 0.25
-# Of training images so many are as rough as is usual, and images that are so much rougher, too: smaller copies are.
+# Of training images so many are as rough, and as noisy, as is usual. Smaller copies are rougher without noise; faint
+# noise makes an image hardly rougher, but shows in its ground.
 _USUAL = 0.99
-_SLACK = 1.25
+_ROUGHER = 1.25
+_NOISIER = 1.5
+_MORE_NOISE = 0.025
 
 
 class Noise(NamedTuple):
@@ -51,7 +54,7 @@ def usual_noise(images: Tensor) -> Noise | None:
     """Return how rough training images are; None if they are too small to tell."""
     if min(images.shape[2:]) < 3:
         return None
-    rough = _SLACK * roughness(images).quantile(_USUAL)
+    rough = roughness(images).quantile(_USUAL)
     return Noise(float(rough), float(noise_deviation(images).quantile(_USUAL)))
 
 
@@ -64,13 +67,15 @@ def smoothed(images: Tensor, usual: Noise) -> Tensor:
         In the units of the model.
     usual : Noise
     """
-    rough = (roughness(images) > usual.roughness).nonzero()[:, 0]
-    if not len(rough):
+    rough = roughness(images) > _ROUGHER * usual.roughness
+    if bool(rough.any()):
+        images = images.index_copy(0, rough.nonzero()[:, 0], _without_specks(images[rough]))
+    deviation = noise_deviation(images)
+    noisy = deviation > _NOISIER * usual.deviation + _MORE_NOISE
+    if not bool(noisy.any()):
         return images
-    some = _without_specks(images[rough])
-    deviation = noise_deviation(some)
-    excess = (deviation.square() - usual.deviation**2).clamp(min=0).to(some).view(-1, 1, 1, 1)
-    return images.index_copy(0, rough, _wiener(some, excess))
+    excess = (deviation[noisy].square() - usual.deviation**2).to(images).view(-1, 1, 1, 1)
+    return images.index_copy(0, noisy.nonzero()[:, 0], _wiener(images[noisy], excess))
 
 
 def _without_specks(images: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ def _wiener(images: Tensor, variance: Tensor) -> Tensor:
     mean = _local_mean(images)
     spread = (_local_mean(images.square()) - mean.square()).clamp(min=0)
     kept = (spread - variance).clamp(min=0) / spread.maximum(variance).clamp(min=1e-12)
-    return torch.where(variance > 0, mean + kept * (images - mean), images)
+    return mean + kept * (images - mean)
 
 
 def _local_mean(images: Tensor) -> Tensor:

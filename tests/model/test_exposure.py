@@ -129,9 +129,9 @@ def test_levels_are_the_fourth_pixel_from_either_end_and_the_edges_median():
     inner = image[0, 0, 1:5, 1:5].flatten()
     ground, contrast = levels(image, from_edges=True)
     assert ground == 0.5
-    # Ink on both sides of the ground: at least three fifths of the whole range count.
+    # Ink on both sides of the ground: at least three quarters of the whole range count.
     whole = inner[-4] - inner[3]
-    assert contrast == pytest.approx(max(float(inner[-4] - 0.5), 0.6 * float(whole)))
+    assert contrast == pytest.approx(max(float(inner[-4] - 0.5), 0.75 * float(whole)))
     darkest, between = levels(image, from_edges=False)
     assert darkest == inner[3]
     assert between == pytest.approx(float(whole))

@@ -143,7 +143,7 @@ ASIDES = {
     # Which contexts of torch are left, and what the user is warned of.
     *("in_plain_torch", "within", "plain_torch", "floats", "check_out", "warn_of_other_units", "counting"),
     *("check_count", "check_count_or_auto", "check_flag", "check_number", "device_batch_factor", "<genexpr>"),
-    *("log_jacobian", "own_background", "frame", "inverts"),
+    *("log_jacobian", "own_background", "with_own_margins", "frame", "inverts"),
 }
 
 

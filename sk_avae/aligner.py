@@ -319,15 +319,15 @@ class Aligner:
         if alpha is None:
             for part in self.image_format.slices(len(rows)):
                 seen = self._seen(self.image_format.to_padded_images(rows[part]))
-                observed = torch.ones_like(seen.own, dtype=torch.bool) if seen.observed is None else seen.observed
-                parts.append(self._in_batches(model.elbo_of_observed, seen.own, observed) + self._log_jacobian(seen))
+                known = () if seen.observed is None else (seen.observed,)
+                elbo = self._in_batches(lambda some, *known: model.elbo(some, None, None, *known), seen.own, *known)
+                parts.append(elbo + self._log_jacobian(seen))
             return np.concatenate(parts)
         seen, poses = self._seen(self.image_format.to_padded_images(rows)), self.pose_to_model(alpha)
 
         def elbo_at(pose: Tensor) -> Tensor:
-            image = seen.own.expand(len(pose), -1, -1, -1)
-            observed = None if seen.observed is None else seen.observed.expand(len(pose), -1, -1, -1)
-            return model.elbo(image, pose, observed=observed)
+            known = None if seen.observed is None else seen.observed.expand(len(pose), -1, -1, -1)
+            return model.elbo(seen.own.expand(len(pose), -1, -1, -1), pose, observed=known)
 
         return self._in_batches(elbo_at, poses) + self._log_jacobian(seen)
 

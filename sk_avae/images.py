@@ -129,7 +129,7 @@ class ImageFormat:
 
     def slices(self, n: int, factor: int = 1) -> Iterator[slice]:
         """Yield slices that cover `n` images, fewer at once the larger they are, and `factor` times as many."""
-        n_pixels = len(self.background) * max(math.prod(self.frame.padded), math.prod(self.frame.shape))
+        n_pixels = len(self.background) * math.prod(self.frame.padded)
         size = factor * max(16, min(_IMAGES_PER_SLICE, _PIXELS_PER_SLICE // n_pixels))
         return (slice(start, start + size) for start in range(0, n, size))
 

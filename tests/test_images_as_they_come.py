@@ -332,7 +332,11 @@ def test_an_image_without_a_known_pixel_is_refused(ignoring, turned):
 def test_images_without_gaps_are_answered_as_if_there_were_none(ignoring, turned):
     X = turned.X[:20].astype(float)
     mixed = np.vstack([X[:10], with_gaps(turned.X[10:20])])
-    assert_array_equal(ignoring.align(mixed).alpha[:10], ignoring.align(X).alpha[:10])
+    together, alone = ignoring.align(mixed).arrays(), ignoring.align(X[:10]).arrays()
+    for name, array in alone.items():
+        assert_array_equal(together[name][:10], array, err_msg=name)
+    still = ignoring.negative_elbo(mixed, align=False)[:10]
+    assert_array_equal(still, ignoring.negative_elbo(X[:10], align=False))
     alone = [ignoring.transform(mixed[k : k + 1]) for k in (0, 12)]
     assert_array_equal(np.concatenate(alone), ignoring.transform(mixed)[[0, 12]])
 

@@ -117,14 +117,11 @@ class AVAE:
         )
         return log_prob - kl_divergence(mean, log_var)
 
-    def elbo_of_observed(self, images: Tensor, observed: Tensor) -> Tensor:
-        """Return the ELBO of each image as it came, of the pixels that are known; see `elbo`."""
-        return self.elbo(images, observed=None if bool(observed.all()) else observed)
-
     def _log_prob_of(self, images: Tensor, parameters: Tensor, observed: Tensor) -> Tensor:
         """Return the log-probability of the pixels that are known.
 
-        A likelihood sums over all pixels. The others show the background for certain, and what that adds is taken off.
+        A likelihood sums over all pixels. The others show the background for certain, and what that adds is taken off:
+        nothing of an image that is known whole, which keeps its bits beside others.
         """
         likelihood, n_pixels = self.likelihood, images[0].numel()
         ground = self.background.view(1, -1, 1, 1).to(images).expand_as(images)

@@ -158,7 +158,7 @@ _NEEDED: dict[str, dict[str, Callable[[Any], bool]]] = {
 _ALLOWED: dict[str, dict[str, Callable[[Any], bool]]] = {
     "AVAEEstimator": {
         "alpha_": lambda value: _is_array(value, None, None),
-        "_confidence": lambda value: type(value) is tuple and len(value) == 3 and all(map(_is_finite, value)),
+        "_confidence": lambda value: _are_numbers(value, 3),
     },
     "FrozenEstimator": {},
     "ExpertSettings": {
@@ -241,7 +241,7 @@ def _checked_frame(state: dict[str, Any]) -> tuple[int, int, int]:
     expect(all(_is_finite(number) for part in (background, *scaling) for number in part), "image_format_")
     expect(0 not in scaling[1], "a scale of 0")
     limits = parts.get("limits")
-    expect(limits is None or (type(limits) is tuple and len(limits) == 2 and all(map(_is_finite, limits))), "limits")
+    expect(limits is None or _are_numbers(limits, 2), "limits")
     expect(parts.get("precision") in (None, "float32", "float64"), "precision")
     sides, exposure, noise = (parts.get(name) for name in ("sides", "exposure", "noise"))
     expect(sides is None or (type(sides) is tuple and len(sides) == 2 and all(_is_int(s, 1) for s in sides)), "sides")

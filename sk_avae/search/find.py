@@ -136,13 +136,14 @@ def _filled(model: AVAE, images: Tensor, observed: Tensor, found: Alignment) -> 
 
 
 def _doubt(model: AVAE, images: Tensor, own: Tensor, observed: Tensor | None = None) -> Tensor:
-    """Return which part of the ink of images was guessed or smoothed, between 0 and 1, of shape (n,), float64."""
+    """Return which part of the ink of images was guessed or smoothed, between 0 and 1, of shape (n,)."""
     ink = (images - model.background.view(1, -1, 1, 1)).abs()
     guessed = (own - images).abs().minimum(ink.flatten(1).amax(dim=1).view(-1, 1, 1, 1))  # a hot pixel is one pixel
     if observed is not None:
         guessed = torch.where(observed, guessed, ink)
     guessed, ink = (some.flatten(1).double().sum(dim=1) for some in (guessed, ink))
-    return (guessed / ink.clamp(min=1e-6)).clamp(max=1.0)
+    # In the precision of scores: beside a doubtful image another one's weights would round in double.
+    return (guessed / ink.clamp(min=1e-6)).clamp(max=1.0).to(images)
 
 
 def _certainty(objective: Objective, initializer: PoseInitializer, alpha: Tensor, movable: Tensor) -> dict[str, Tensor]:

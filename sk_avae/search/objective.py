@@ -87,7 +87,8 @@ class Objective:
         """Return the ELBO of every image as it came, without warps, of shape (n,)."""
         if self.observed is None:
             return in_batches(self.model.elbo, self._size, self.images)
-        return in_batches(self.model.elbo_of_observed, self._size, self.images, self.observed)
+        model = self.model
+        return in_batches(lambda some, known: model.elbo(some, observed=known), self._size, self.images, self.observed)
 
     def critic_score_identity(self) -> Tensor:
         """Return what the critic says of every image as it came, of shape (n,)."""

@@ -7,18 +7,22 @@ from .estimator import AVAEEstimator
 from .expert import ExpertSettings
 from .inspection import (
     AlignmentDisplay,
+    AlignmentReportDisplay,
     ELBOProfileDisplay,
     PoseHistogramDisplay,
     RobustnessCurveDisplay,
     TrainingDisplay,
 )
 from .persistence import load, save
+from .report import AlignmentReport
 from .result import AlignmentResult
 
 __all__ = [
     "AVAEEstimator",
     "AffineCanonicalizer",
     "AlignmentDisplay",
+    "AlignmentReport",
+    "AlignmentReportDisplay",
     "AlignmentResult",
     "CanonicalizedClassifier",
     "ELBOProfileDisplay",

@@ -3,16 +3,24 @@
 from typing import Any
 
 from numpy.typing import NDArray
+from sklearn.utils import estimator_html_repr
 from torch import nn
 
 from .aligner import Aligner
 from .images import ImageFormat
+from .report import AlignmentReport
 
 
 class LearnedAttributes:
     """Reads what was learned from `aligner_`; what is not there yet is an AttributeError."""
 
     aligner_: Aligner
+
+    def _html_repr(self) -> str:
+        """Return what notebooks show: the parameters, and after `fit` how far poses are to be trusted."""
+        report = self.alignment_report_ if "aligner_" in vars(self) else None
+        html: str = estimator_html_repr(self)
+        return html if report is None else html + report._repr_html_()
 
     @property
     def module_(self) -> Any:
@@ -63,6 +71,11 @@ class LearnedAttributes:
     def pose_spread_(self) -> dict[str, float]:
         """Per parameter, the standard deviation of the training images' own poses."""
         return dict(self.aligner_.models.pose_spread)
+
+    @property
+    def alignment_report_(self) -> AlignmentReport | None:
+        """What came of held-out images; None if nothing was learned for the search."""
+        return self.aligner_.models.report
 
     @property
     def min_gain_(self) -> float | None:

@@ -24,6 +24,7 @@ from .model.module_state import Network
 from .model.moments import Moments
 from .model.vae import as_contracted, fused
 from .progress import counting
+from .report import AlignmentReport
 from .result import AlignmentResult
 from .search.certainty import Confidence, chance_of_right
 from .search.find import find_poses
@@ -53,6 +54,12 @@ class SearchModels:
         The identity gate, in nats; None if it was not learned.
     confidence : Confidence
         Says how probably a pose is right.
+    proposer_weight : float
+        Nats of the score that one nat of the proposer's own posterior is worth.
+    none_right : float
+        Log-odds, against the best hypothesis, that none is right; minus infinity is never.
+    report : AlignmentReport or None
+        What came of held-out images, see `AVAEEstimator.alignment_report_`.
     """
 
     proposer: Proposer | None = None
@@ -62,6 +69,9 @@ class SearchModels:
     pose_spread: Mapping[str, float] = field(default_factory=dict)
     min_gain: float | None = None
     confidence: Confidence = field(default_factory=Confidence)
+    proposer_weight: float = 0.0
+    none_right: float = -math.inf
+    report: AlignmentReport | None = None
 
 
 @methods_in_plain_torch
@@ -155,7 +165,7 @@ class Aligner:
         typical = None
         if self.moments is not None:
             typical = Moments(*(to_tensor(moment, self.device) for moment in self.moments))
-        return PoseInitializer(typical, self.proposer)
+        return PoseInitializer(typical, self.proposer, self.models.proposer_weight)
 
     def gate(self) -> float:
         """Return the gain that an image has to exceed: what is set, or what was learned.
@@ -191,7 +201,10 @@ class Aligner:
         searched : Searched
         """
         model, initializer, seen = self.model, self.initializer, Told()
-        settings = replace(self.search, min_gain=self.gate(), temperature=self.models.temperature)
+        models = self.models
+        settings = replace(
+            self.search, min_gain=self.gate(), temperature=models.temperature, none_right=models.none_right
+        )
         with counting(len(rows), verbose) as more:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
@@ -261,7 +274,8 @@ class Aligner:
             hypotheses = searched.arrays["hypotheses"].astype(precision).swapaxes(0, 1)
             warped = [self._canonical(searched, rows, np.ascontiguousarray(alpha)) for alpha in hypotheses]
             images.append(np.stack(warped, axis=1))
-            weights.append(searched.arrays["hypothesis_weight"].astype(precision))
+            weight = searched.arrays["hypothesis_weight"]
+            weights.append((weight / weight.sum(axis=1, keepdims=True)).astype(precision))
         return np.concatenate(images), np.concatenate(weights)
 
     def look(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[AlignmentResult, NDArray[Any], NDArray[Any]]:

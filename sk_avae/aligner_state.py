@@ -4,6 +4,7 @@ The layout is a flat dict, one entry an attribute, as version 0.1 wrote it: pick
 through the same code.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ from .model.likelihoods import LIKELIHOODS
 from .model.module_state import Network, pack, rebuild, to_arrays, unpack
 from .model.shape_density import ShapeDensity
 from .model.vae import MODULES
+from .report import AlignmentReport
 from .search.certainty import Confidence
 from .search.proposer import Proposer
 from .search.settings import PoseSettings, SearchSettings
@@ -44,10 +46,16 @@ def to_state(aligner: Aligner) -> dict[str, Any]:
         state["proposer_"] = state["proposer_"], proposer.family
     for name, recipe in recipes.items():
         state[name] = {**recipe, "module": pack(recipe["module"], RECIPES[name])}
+    # What version 0.1 did not know is left out where nothing is known of it.
+    later = {
+        "_proposer_weight": models.proposer_weight or None,
+        "_none_right": models.none_right if math.isfinite(models.none_right) else None,
+        "_report": models.report and models.report.state(),
+    }
     return {
         **state,
+        **{name: value for name, value in later.items() if value is not None},
         "_device": str(aligner.device),
-        # What version 0.1 did not know is left out where nothing is known of it.
         "image_format_": {name: part for name, part in asdict(aligner.image_format).items() if part is not None},
         "image_shape_": aligner.image_format.image_shape,
         "moments_": aligner.moments,
@@ -82,6 +90,9 @@ def from_state(state: Mapping[str, Any], pose: PoseSettings, search: SearchSetti
             state["pose_spread_"],
             state["min_gain_"],
             Confidence(*state.get("_confidence", ())),
+            state.get("_proposer_weight", 0.0),
+            state.get("_none_right", -math.inf),
+            None if "_report" not in state else AlignmentReport(**state["_report"]),
         ),
         pose=pose,
         search=search,
@@ -116,5 +127,5 @@ def network_recipes(state: Mapping[str, Any], frame_shape: tuple[int, int, int])
 
 STATE_NAMES = (
     *(*NETWORKS, *RECIPES, "_device", "image_format_", "image_shape_", "moments_"),
-    *("temperature_", "pose_spread_", "min_gain_", "_confidence"),
+    *("temperature_", "pose_spread_", "min_gain_", "_confidence", "_proposer_weight", "_none_right", "_report"),
 )

@@ -385,6 +385,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         if interrupt is not None:
             raise interrupt
         parameters.progress.end()
+        if self.alignment_report_ is not None:
+            parameters.progress.note(repr(self.alignment_report_))
         task.end()
         return self
 

@@ -24,7 +24,8 @@ class AlignmentResult:
     elbo_identity : ndarray of shape (n_samples,)
         ELBO of the image as it came.
     gain : ndarray of shape (n_samples,)
-        What the best hypothesis gains over the image as it came, in nats: ELBO, log prior and what the critic says.
+        What the best hypothesis gains over the image as it came, in nats: ELBO, log prior and what critic and proposer
+        say.
         The image was moved if this exceeds `min_gain`.
     n_iter : ndarray of shape (n_samples,)
         Evaluations that refining took, for the hypothesis that took the most.
@@ -38,7 +39,8 @@ class AlignmentResult:
     hypothesis_weight : ndarray of shape (n_samples, n_hypotheses)
         Their probabilities: proportional to exp(score / temperature), with the score as in `gain` (an image that stays
         adds `min_gain` to the identity's) and the temperature that `fit` learned. A hypothesis that was given up on the
-        way, hopelessly behind, has the score that it had got to.
+        way, hopelessly behind, has the score that it had got to. What they lack to 1 is the probability that none of
+        them is right.
     alpha_std : ndarray of shape (n_samples, n_params) or None
         Standard deviation of `alpha` if its mode is right: of the curvature at the optimum and of the training images'
         own poses together; 0 where a parameter is frozen. NaN where neither curvature nor prior say anything: an angle

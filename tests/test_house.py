@@ -28,16 +28,17 @@ TABLE = {
     "scaling": set(),
     "images": {"model"},
     "_sizes": {"model", "images"},
+    "report": set(),
     "result": {"model"},
     "_validation": set(),
     "_inputs": {"model", "images", "_sizes"},
     "datasets": {"model", "images", "_inputs"},
     "_searched": {"model", "search", "images"},
-    "aligner": {"model", "search", "images", "result", "progress", "_searched"},
-    "aligner_state": {"model", "search", "images", "aligner"},
-    "_learned": {"images", "aligner"},
+    "aligner": {"model", "search", "images", "report", "result", "progress", "_searched"},
+    "aligner_state": {"model", "search", "images", "report", "aligner"},
+    "_learned": {"images", "report", "aligner"},
     "_effects": {"aligner"},
-    "learning": {"_version", "callbacks", "progress", "model", "search", "scaling", "images", "aligner"},
+    "learning": {"_version", "callbacks", "progress", "model", "search", "scaling", "images", "report", "aligner"},
     "estimator": {
         *(
             "_version",
@@ -57,7 +58,7 @@ TABLE = {
     "canonicalizer": {"_validation", "_inputs", "_meta", "callbacks", "result"},
     "classifier": {"_validation", "_inputs", "_meta", "callbacks"},
     "persistence": {
-        *("_version", "_validation", "expert", "model", "search", "images", "aligner_state", "estimator"),
+        *("_version", "_validation", "expert", "model", "search", "images", "report", "aligner_state", "estimator"),
         "canonicalizer",
     },
     "inspection": {"_validation", "_inputs", "_meta", "model", "search", "images", "result", "datasets", "aligner"},
@@ -69,7 +70,7 @@ TABLE = {
     "scoring": {"inspection"},
     "plotting": {"inspection"},
     "__init__": {
-        *("_version", "expert", "result", "estimator", "canonicalizer", "classifier", "persistence"),
+        *("_version", "expert", "report", "result", "estimator", "canonicalizer", "classifier", "persistence"),
         "inspection",
     },
 }
@@ -258,6 +259,7 @@ def test_importing_the_package_does_not_import_matplotlib():
 def test_public_names():
     assert sk_avae.__all__ == [
         *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentResult", "CanonicalizedClassifier"),
+        *("AlignmentReport", "AlignmentReportDisplay"),
         *("ELBOProfileDisplay", "ExpertSettings", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
         *("load", "save"),
     ]

@@ -1,4 +1,4 @@
-"""Calibration: how much the log joint density and the critic weigh, and how far poses spread, on held-out images.
+"""Calibration: how much log joint density, critic and proposer weigh, and how far poses spread, on held-out images.
 
 References
 ----------
@@ -6,6 +6,8 @@ Guo et al. (2017), "On calibration of modern neural networks" (one temperature).
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,53 +19,110 @@ from .critic_training import choice_loss
 
 _FEWEST_RIGHT = 10
 _NINE_TENTHS = 1.645  # standard deviations to either side
-_LOG_TEMPERATURES = 0.0, math.log(1000.0)
+_LOG_TEMPERATURES = 0.0, math.log(10_000.0)
 _LOG_WEIGHTS = -math.log(1000.0), math.log(1000.0)
+_LOG_ODDS_OF_NONE = -7.0, 7.0
 
 
-def calibrate(scores: Tensor, log_joint: Tensor, right: Tensor) -> tuple[float, float]:
-    """Fit the temperature of the log joint densities, and the weight of the critic, to right choices.
+class Calibration(NamedTuple):
+    """What the parts of a score weigh, and how probable it makes hypotheses.
+
+    Attributes
+    ----------
+    temperature : float
+        In nats, at least 1 (the ELBO taken at its word).
+    weights : tuple of float
+        Nats that one unit of each opinion is worth.
+    """
+
+    temperature: float
+    weights: tuple[float, ...]
+
+
+def calibrate(opinions: Tensor, log_joint: Tensor, right: Tensor) -> Calibration:
+    """Fit the temperature of the log joint densities, and the weights of opinions, to right choices.
 
     Parameters
     ----------
-    scores : Tensor of shape (n, k)
-        What the critic says; zeros fit the temperature alone.
+    opinions : Tensor of shape (n, k, m)
+        What m others say of the hypotheses; m = 0 fits the temperature alone.
     log_joint : Tensor of shape (n, k)
         In nats; minus infinity where a hypothesis repeats another.
     right : Tensor of bool of shape (n, k)
 
     Returns
     -------
-    temperature : float
-        In nats, between 1 (the ELBO taken at its word) and 1,000.
-    weight : float
-        Nats that one unit of the critic's score is worth, at most 1,000 temperatures.
+    calibration : Calibration
+        With a temperature of at most 10,000, and weights of at most 1,000 temperatures.
     """
+    m = opinions.shape[2]
     some = right.any(dim=1) & ~right.all(dim=1)
-    scores, log_joint, right = scores[some].double(), log_joint[some].double(), right[some]
+    opinions, log_joint, right = opinions[some].double(), log_joint[some].double(), right[some]
     if not len(right):
-        return 1.0, 1.0
+        return Calibration(1.0, (1.0,) * m)
     log_joint, repeats = log_joint - log_joint.amax(dim=1, keepdim=True), log_joint == -math.inf
     log_joint = log_joint.masked_fill(repeats, 0.0)
-    logs = torch.tensor([math.log(10.0), 0.0], dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
 
-    def fitted() -> tuple[Tensor, Tensor]:
+    def fitted(logs: Tensor) -> tuple[Tensor, Tensor]:
         # Within bounds: a long step of the line search would overflow, and be nothing but NaN from then on.
-        return logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1].clamp(*_LOG_WEIGHTS).exp()
+        return logs[0].clamp(*_LOG_TEMPERATURES).exp(), logs[1:].clamp(*_LOG_WEIGHTS).exp()
+
+    def loss(logs: Tensor) -> Tensor:
+        temperature, weights = fitted(logs)
+        total = (opinions @ weights + log_joint / temperature).masked_fill(repeats, -math.inf)
+        # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
+        return choice_loss(total, right) + 1e-4 * logs.square().sum()
+
+    logs = _lowest(loss, [math.log(10.0), *[0.0] * m])
+    temperature, weights = fitted(logs)
+    return Calibration(float(temperature), tuple((weights * temperature).tolist()))
+
+
+def calibrate_weights(score: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fit the temperature of whole scores, and how probably none of the hypotheses is right.
+
+    Parameters
+    ----------
+    score : Tensor of shape (n, k)
+        Best first; minus infinity where a hypothesis repeats another.
+    right : Tensor of bool of shape (n, k)
+        Of an image with none, "none" is right.
+
+    Returns
+    -------
+    temperature : float
+        In nats.
+    none_right : float
+        See `certainty.hypothesis_weights`.
+    """
+    score = (score - score[:, :1]).double()
+    repeats = score == -math.inf
+    score = score.masked_fill(repeats, 0.0)
+    target = torch.cat([right, ~right.any(dim=1, keepdim=True)], dim=1)
+
+    def loss(parameters: Tensor) -> Tensor:
+        below = (score / parameters[0].clamp(*_LOG_TEMPERATURES).exp()).masked_fill(repeats, -math.inf)
+        none = parameters[1].clamp(*_LOG_ODDS_OF_NONE).expand(len(score), 1)
+        return choice_loss(torch.cat([below, none], dim=1), target) + 1e-4 * parameters.square().sum()
+
+    temperature, none = _lowest(loss, [math.log(10.0), -2.0])
+    lowest, highest = _LOG_TEMPERATURES
+    return math.exp(min(max(temperature, lowest), highest)), float(none.clamp(*_LOG_ODDS_OF_NONE))
+
+
+def _lowest(loss: Callable[[Tensor], Tensor], start: list[float]) -> Tensor:
+    """Return the parameters at which a smooth function of few of them is lowest."""
+    parameters = torch.tensor(start, dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        temperature, weight = fitted()
-        # The faint pull keeps a choice without mistakes, or without a critic, from running off to infinity.
-        total = (scores * weight + log_joint / temperature).masked_fill(repeats, -math.inf)
-        loss = choice_loss(total, right) + 1e-4 * logs.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        value = loss(parameters)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    temperature, weight = (value.item() for value in fitted())
-    return temperature, weight * temperature
+    return parameters.detach()
 
 
 def pose_spread(alpha: Tensor, true: Tensor, deviation: Tensor, family: str) -> Tensor:
@@ -115,18 +174,12 @@ def calibrate_confidence(chance: Tensor, agreement: Tensor, right: Tensor) -> Co
     evidence, n_right = torch.stack([log_odds(chance), log_odds(agreement)], dim=1), float(right.double().sum())
     target = torch.where(right, (n_right + 1) / (n_right + 2), 1 / (len(right) - n_right + 2)).double()
     at_its_word = torch.tensor([1.0, 0.0, 0.0], dtype=torch.double, device=evidence.device)
-    parameters = at_its_word.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss(parameters: Tensor) -> Tensor:
         logits = evidence @ parameters[:2].clamp(min=0) + parameters[2]
         pull = (parameters - at_its_word).square().sum()
-        loss = F.binary_cross_entropy_with_logits(logits, target) + 1e-3 * pull
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return F.binary_cross_entropy_with_logits(logits, target) + 1e-3 * pull
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
     # What speaks for a pose never makes it less certain.
-    by_chance, by_agreement, offset = parameters.tolist()
+    by_chance, by_agreement, offset = _lowest(loss, at_its_word.tolist()).tolist()
     return Confidence(max(by_chance, 0.0), max(by_agreement, 0.0), offset)

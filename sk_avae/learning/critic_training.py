@@ -29,8 +29,11 @@ from ..search.objective import has_more_than_one
 from .epochs import EpochNet, one_cycle, run_epochs
 from .hypotheses import Hypotheses
 
-# Epochs over many images, for a family that only turns and for others; few images take more, but no more than so many.
+# Epochs over many images, for a family that only turns and for others, and over images that come in many copies; few
+# images take more, but no more than so many.
 _EPOCHS = 5, 6
+_EPOCHS_OF_COPIES = 3
+_MANY_COPIES = 4
 _MOST_EPOCHS = 8
 _IMAGES = 24_000  # in all epochs together, at least
 _BATCH = 128
@@ -102,6 +105,7 @@ def train_critic(
     model: AVAE,
     hypotheses: Hypotheses,
     *,
+    n_copies: int = 1,
     generator: torch.Generator,
     stream: RandomStream | None = None,
     progress: Progress,
@@ -117,6 +121,8 @@ def train_critic(
         Trained in place, and left in training mode.
     model : AVAE
     hypotheses : Hypotheses
+    n_copies : int, default=1
+        How often each image is among them.
     generator : torch.Generator
         On the CPU: draws the order of the images.
     stream : RandomStream or None, default=None
@@ -140,7 +146,7 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
-    fewest = _EPOCHS[has_more_than_one(model, hypotheses.alpha)]
+    fewest = _EPOCHS_OF_COPIES if n_copies >= _MANY_COPIES else _EPOCHS[has_more_than_one(model, hypotheses.alpha)]
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step

@@ -22,7 +22,16 @@ from ..progress import Progress
 from ..search.settings import PoseSettings, SearchSettings
 from .epochs import History, n_steps
 from .recipes import ModelParameters, Recipe
-from .search_models import CALIBRATING, CHOOSING, PROPOSING, Recall, Wanted, learn_search_models, n_looked_at
+from .search_models import (
+    CALIBRATING,
+    CHOOSING,
+    PROPOSING,
+    Recall,
+    Wanted,
+    learn_search_models,
+    n_held_out,
+    n_looked_at,
+)
 from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
 from .vae_training import VAESettings
 
@@ -258,6 +267,7 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
         likelihood_recipe=_packed(setup.likelihood_recipe),
         settings=settings,
         validation_fraction=None if in_part else parameters.validation_fraction,
+        n_held_out=0 if in_part else _n_held_out(parameters, setup),
         pose_search=pose_search,
         checkpoint=setup.checkpoint,
         in_part=in_part,
@@ -273,6 +283,13 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
     return run_or_recall(
         config, setup.images, parameters.callbacks, parameters.progress, observer, observed=setup.observed
     )
+
+
+def _n_held_out(parameters: FitParameters, setup: TrainingSetup) -> int:
+    """Return how many images the VAE is not to see: none where there is no pose to find."""
+    pose = parameters.pose
+    has_pose = is_free(pose.family, setup.image_format.frame_prior(pose.family, pose.scale))
+    return n_held_out(len(setup.images)) if has_pose else 0
 
 
 def _packed(recipe: Recipe) -> Recipe:
@@ -322,9 +339,11 @@ def learn(
     if setup.observed is not None:
         setup = replace(setup, images=_without_gaps(aligner.model, images, setup.observed))
         images = setup.images
+    held_out = trained.held_out
     if parameters.align_training:
-        images = _some_canonical_images(aligner, setup, generator)
-    aligner = _with_search_models(aligner, parameters, images, generator)
+        images, held_out = _some_canonical_images(aligner, setup, held_out, generator)
+    aligner = _with_search_models(aligner, parameters, images, generator, held_out)
+    _warn_of_few_right(aligner, parameters)
     aligner.gate()
     if not parameters.align_training:
         return aligner, None
@@ -352,10 +371,27 @@ def learn_from_upright(
     return _with_search_models(aligner, parameters, images, generator)
 
 
+def _warn_of_few_right(aligner: Aligner, parameters: FitParameters) -> None:
+    """Warn with advice where few poses of held-out images came back."""
+    report = aligner.models.report
+    if report is None:
+        return
+    advice = report.advice(family=parameters.pose.family, align_training=parameters.align_training)
+    if advice is not None:
+        warnings.warn(advice, UserWarning, stacklevel=4)
+
+
 def _with_search_models(
-    aligner: Aligner, parameters: FitParameters, images: Tensor, generator: torch.Generator
+    aligner: Aligner,
+    parameters: FitParameters,
+    images: Tensor,
+    generator: torch.Generator,
+    held_out: NDArray[Any] | None = None,
 ) -> Aligner:
-    """Return an aligner that has learned what helps to find poses, from training images in the canonical pose."""
+    """Return an aligner that has learned what helps to find poses, from training images in the canonical pose.
+
+    Those `held_out` are numbers of images that the VAE has not seen.
+    """
     model = aligner.model
     if not is_free(model.family, model.scale):
         # Nothing is free to move.
@@ -370,6 +406,7 @@ def _with_search_models(
         search,
         generator=generator,
         progress=parameters.progress,
+        held_out=None if held_out is None else torch.from_numpy(np.array(held_out)),
         recall=_recall(aligner, parameters.memory),
     )
     if models is None:
@@ -387,13 +424,22 @@ def _recall(aligner: Aligner, memory: Any) -> Recall | None:
     return Recall(memory, (networks, __version__, torch.__version__))
 
 
-def _some_canonical_images(aligner: Aligner, setup: TrainingSetup, generator: torch.Generator) -> Tensor:
-    """Return as many training images in the common pose as something can be learned from."""
+def _some_canonical_images(
+    aligner: Aligner, setup: TrainingSetup, held_out: NDArray[Any] | None, generator: torch.Generator
+) -> tuple[Tensor, NDArray[Any] | None]:
+    """Return as many training images in the common pose as something can be learned from, and which are held out."""
     rows, images = setup.rows, setup.images
-    some = torch.randperm(len(rows), generator=generator)[: n_looked_at(images[0].numel())].sort().values
+    unseen = torch.zeros(len(rows), dtype=torch.bool)
+    if held_out is not None:
+        unseen[torch.from_numpy(np.array(held_out))] = True
+    order = torch.randperm(len(rows), generator=generator)
+    # Those that the VAE has not seen come first: none of them is left out.
+    order = order[(~unseen[order]).long().argsort(stable=True)]
+    some = order[: n_looked_at(images[0].numel())].sort().values
     alpha = _without_gate(aligner).align(rows[some.numpy()]).alpha
     pose = torch.cat([aligner.pose_to_model(alpha[part]) for part in aligner.image_format.slices(len(alpha))])
-    return canonical_images(aligner.model, images[some.to(images.device)], pose)
+    canonical = canonical_images(aligner.model, images[some.to(images.device)], pose)
+    return canonical, None if held_out is None else unseen[some].nonzero()[:, 0].numpy()
 
 
 def _without_gate(aligner: Aligner) -> Aligner:

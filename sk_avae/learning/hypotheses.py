@@ -17,7 +17,7 @@ from ..search.objective import Objective, step_units
 from ..search.proposer import PoseInitializer, Proposer, propose
 from ..search.screening import is_duplicate
 from ..search.settings import SearchSettings
-from .perturbation import perturb
+from .perturbation import Places, perturb
 
 # A hypothesis is right if what it leaves of the true transform is nearer to the identity than this (Frobenius norm of
 # matrices; 25 degrees, or a stretch by 1.6 along one axis, leave 0.6).
@@ -45,12 +45,15 @@ class Hypotheses(NamedTuple):
         Their ELBO plus log prior, in nats; minus infinity where a hypothesis repeats another.
     right : Tensor of bool of shape (n, k)
         Which of them are right.
+    gain : Tensor of shape (n,)
+        What the best of them gains over the image as it came, in nats.
     """
 
     images: Tensor
     alpha: Tensor
     log_joint: Tensor
     right: Tensor
+    gain: Tensor
 
 
 def is_right(found: Tensor, true: Tensor) -> Tensor:
@@ -73,7 +76,8 @@ def align_in_parts(
     """
     for rows in image_slices(images):
         some = images[rows]
-        yield align(Objective(model, some), initializer.candidates(model, some, settings.n_restarts), settings)
+        candidates = initializer.candidates(model, some, settings.n_restarts)
+        yield align(Objective(model, some, posterior=candidates.posterior), candidates, settings)
 
 
 def find_hypotheses(
@@ -81,9 +85,7 @@ def find_hypotheses(
     images: Tensor,
     initializer: PoseInitializer,
     settings: SearchSettings,
-    *,
-    true: Tensor,
-    offset: Tensor | None = None,
+    places: Places,
 ) -> Hypotheses:
     """Perturb canonical images by known poses and align them.
 
@@ -94,24 +96,22 @@ def find_hypotheses(
     initializer : PoseInitializer
     settings : SearchSettings
         Its temperature has no part: no hypothesis is given up.
-    true : Tensor of shape (n, n_params)
-        The poses to perturb by.
-    offset : Tensor of shape (n, 2, 3) or None, default=None
-        How far off centre the images are in them, see `perturbation.random_offsets`; None is not at all.
+    places : Places
+        Where the images are put.
 
     Returns
     -------
     hypotheses : Hypotheses
     """
-    perturbed, truth = _perturbed(model, images, true, offset)
+    perturbed, truth = perturb(model, images, places)
     settings = replace(settings, temperature=_NONE_GIVEN_UP)
     results = align_in_parts(model, perturbed, initializer, settings)
-    found = [(part.hypotheses, part.hypothesis_elbo) for part in results]
-    alpha, elbo = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    found = [(part.hypotheses, part.hypothesis_elbo, part.gain) for part in results]
+    alpha, elbo, gain = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     n, k, n_params = alpha.shape
     owner = torch.arange(n, device=images.device).repeat_interleave(k)
     log_prior = Objective(model, perturbed).log_prior(owner, alpha.view(-1, n_params)).view(n, k)
-    return _judged(model, perturbed, alpha, elbo + log_prior, truth)
+    return _judged(model, perturbed, alpha, elbo + log_prior, truth)._replace(gain=gain)
 
 
 def propose_hypotheses(
@@ -120,8 +120,7 @@ def propose_hypotheses(
     proposer: Proposer,
     typical: Moments | None,
     *,
-    true: Tensor,
-    offset: Tensor,
+    places: Places,
     generator: torch.Generator,
 ) -> Hypotheses:
     """Perturb canonical images by known poses; return what a proposer takes these for, and poses near the truth.
@@ -136,8 +135,8 @@ def propose_hypotheses(
         In evaluation mode.
     typical : Moments or None
         See `proposer.moment_pose`.
-    true, offset
-        See `find_hypotheses`.
+    places : Places
+        Where the images are put.
     generator : torch.Generator
         On the CPU: draws how far off the truth the last hypothesis of each image lies.
 
@@ -146,18 +145,12 @@ def propose_hypotheses(
     hypotheses : Hypotheses
         Their log joint density is 0: it has no say.
     """
-    perturbed, truth = _perturbed(model, images, true, offset)
+    (perturbed, truth), true = perturb(model, images, places), places.alpha
     modes = [propose(proposer, model, perturbed[rows], typical)[0][:, :_N_PROPOSED] for rows in image_slices(images)]
     noise = torch.randn(true.shape, generator=generator, dtype=torch.float32).to(true)
     near_truth = true + _NEAR_TRUTH * step_units(model, images) * noise
     alpha = torch.cat([torch.cat(modes), near_truth[:, None]], dim=1)
     return _judged(model, perturbed, alpha, alpha.new_zeros(alpha.shape[:2]), truth)
-
-
-def _perturbed(model: AVAE, images: Tensor, true: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return images in known poses, and the matrices of these."""
-    truth = model.matrix(true, images)
-    return perturb(model, images, truth if offset is None else compose(truth, offset)), truth
 
 
 def _judged(model: AVAE, images: Tensor, alpha: Tensor, log_joint: Tensor, truth: Tensor) -> Hypotheses:
@@ -166,4 +159,4 @@ def _judged(model: AVAE, images: Tensor, alpha: Tensor, log_joint: Tensor, truth
     matrix = model.matrix(alpha.view(-1, n_params), images)
     log_joint = log_joint.masked_fill(is_duplicate(matrix.view(n, k, 2, 3)), -math.inf)
     right = is_right(matrix, truth.repeat_interleave(k, dim=0)).view(n, k)
-    return Hypotheses(images, alpha, log_joint, right & log_joint.isfinite())
+    return Hypotheses(images, alpha, log_joint, right & log_joint.isfinite(), alpha.new_zeros(n))

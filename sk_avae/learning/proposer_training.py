@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..model.affine import compose
 from ..model.avae import AVAE
 from ..model.module_state import RandomStream
 from ..model.moments import Moments
@@ -80,10 +79,10 @@ class _ProposerNet(EpochNet):
         self._set_training(True)
         ((images,), _), model = batch, self.model
         with torch.no_grad():
-            alpha, offset = random_places(model, images, self.draws)
-            perturbed = perturb(model, images, compose(model.matrix(alpha, images), offset))
+            places = random_places(model, images, self.draws)
+            perturbed, _ = perturb(model, images, places)
             base = moment_pose(model, perturbed, self.typical)
-            rest = residual_pose(model, perturbed, base, alpha)
+            rest = residual_pose(model, perturbed, base, places.alpha)
             seen = without_moments(model, perturbed, base)
         loss = proposal_loss(self.module_, model, seen, rest)
         loss.backward()  # type: ignore[no-untyped-call]

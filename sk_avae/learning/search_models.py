@@ -12,35 +12,41 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from ..aligner import SearchModels
-from ..model.affine import compose, parameters_of
+from ..model.affine import REFLECTED, parameters_of
 from ..model.avae import AVAE, is_constant
-from ..model.batches import image_slices
 from ..model.critic import Critic
-from ..model.module_state import RandomStream, freeze
+from ..model.module_state import RandomStream
 from ..model.moments import Moments, exact_moments
 from ..model.shape_density import N_COMPONENTS, ShapeDensity, canonical_features
 from ..progress import Progress
-from ..search.certainty import Confidence, chance_of_right, hypothesis_weights, is_near, pose_deviation, typical_metric
+from ..search.certainty import typical_metric
 from ..search.objective import Objective, has_more_than_one
 from ..search.proposer import PoseInitializer, Proposer
-from ..search.screening import screen
 from ..search.settings import SearchSettings
 from ..search.starting_poses import reach_of
-from .calibration import calibrate, calibrate_confidence, pose_spread
-from .critic_training import critic_scores_in_batches, train_critic
-from .hypotheses import Hypotheses, align_in_parts, find_hypotheses, propose_hypotheses
+from .critic_training import train_critic
+from .held_out import calibrated
+from .hypotheses import propose_hypotheses
 from .perturbation import perturb, random_places
 from .proposer_training import train_proposer
 
-# Training images that calibrate, that the critic learns from (and their pixels), and how few make no sense.
+# Images that calibrate: one in five, at most so many, and how few make no sense.
 _N_HELD_OUT = 1000
+_PER_HELD_OUT = 5
+_FEWEST_HELD_OUT = 16
+
+# Images that the networks learn from, and their pixels.
 _N_SHOWN = 60_000
 _PIXELS_SHOWN = 2**27
-_FEWEST_HELD_OUT = 25
 
 # Few images are perturbed more than once: the critic learns from a new mistake as it does from a new image.
 _N_MISTAKES = 12_000
-_MOST_COPIES = 3
+_MOST_COPIES = 12
+
+# Fewer images than that come mirrored, too, where the VAE takes those for as probable: their ELBO is not lower by so
+# many standard errors.
+_FEW = 3000
+_LESS_PROBABLE = 2.0
 
 # Images whose curvature is measured.
 _N_CURVED = 256
@@ -49,15 +55,6 @@ _N_CURVED = 256
 _IMAGES_PER_COMPONENT = 50
 _LEAST_VARIANCE = 1e-4
 _EM_STEPS = 500
-
-# Share of training images that score less at their proposals, and are given the whole table.
-_UNSURE = 0.01
-
-# Of those that calibrate so many tell the critic's first scale, and the gate.
-_N_FEW = 500
-
-# Share of upright training images that an "auto" gate lets move.
-_FALSE_ALARMS = 0.01
 
 # The stages of learning, as progress calls them.
 PROPOSING, CHOOSING, CALIBRATING = "learning where to start", "learning to choose", "calibrating"
@@ -69,6 +66,19 @@ def _n_shown(n_pixels: int) -> int:
 
 def _n_copies(n_images: int, n_pixels: int) -> int:
     return max(1, min(_MOST_COPIES, _N_MISTAKES // n_images, _PIXELS_SHOWN // (n_images * n_pixels)))
+
+
+def n_held_out(n_images: int) -> int:
+    """Return how many of so many images calibrate; 0 if these are too few to learn anything from.
+
+    Examples
+    --------
+    >>> [n_held_out(n) for n in (63, 64, 500, 60_000)]
+    [0, 16, 100, 1000]
+    """
+    if n_images < 4 * _FEWEST_HELD_OUT:
+        return 0
+    return min(_N_HELD_OUT, max(_FEWEST_HELD_OUT, n_images // _PER_HELD_OUT))
 
 
 def n_looked_at(n_pixels: int) -> int:
@@ -111,7 +121,7 @@ class Lesson(NamedTuple):
     """All that the networks of the search depend on; how the search is then set is no part of it."""
 
     identity: Any
-    images: NDArray[Any]
+    images: tuple[NDArray[Any], ...]
     typical: tuple[NDArray[Any], ...] | None
     family: str
     scale: tuple[float, ...]
@@ -150,12 +160,13 @@ def learn_search_models(
     *,
     generator: torch.Generator,
     progress: Progress,
+    held_out: Tensor | None = None,
     recall: Recall | None = None,
 ) -> SearchModels | None:
     """Learn to propose poses and to choose between hypotheses from canonical images, perturbed by known poses.
 
     The critic learns from the modes of the proposer and poses near the truth; its scale, the temperature, the spread of
-    poses and the gate are fitted to what the search finds for images that the critic has not seen (the VAE has).
+    poses and the gate are fitted to what the search finds for images that none of the networks has seen.
 
     Parameters
     ----------
@@ -172,6 +183,8 @@ def learn_search_models(
         On the CPU: draws images, poses and the critic's training.
     progress : Progress
         Told of every epoch.
+    held_out : Tensor of int or None, default=None
+        Numbers of images that the VAE has not seen; None, or too few, holds out images at random.
     recall : Recall or None, default=None
         Finds networks that were trained before from the same; None trains them.
 
@@ -181,13 +194,16 @@ def learn_search_models(
         The spread of the poses in units of the frame, the gate such that 1 % of upright images exceed it. None if the
         images are too few to learn anything from.
     """
-    shown, held_out = _split(images, generator)
-    if held_out is None:
+    shown, unseen = _split(images, held_out, generator)
+    if unseen is None:
         return None
-    taught = _taught(model, shown, held_out, typical, wanted, generator, progress, recall)
+    if len(shown) < _FEW and _are_mirrored_too(model, unseen):
+        shown = torch.cat([shown, shown.flip(3)])
+    taught = _taught(model, shown, unseen, typical, wanted, generator, progress, recall)
     generator.set_state(torch.from_numpy(np.array(taught.generator_state)))
     progress.stage(CALIBRATING)
-    return _calibrated(model, held_out, typical, wanted, taught, search, generator)
+    initializer = PoseInitializer(typical, taught.proposer if wanted.proposer else None)
+    return calibrated(replace(model, density=taught.density), unseen, initializer, taught.critic, search, generator)
 
 
 def _taught(
@@ -205,7 +221,7 @@ def _taught(
         return teach(None, model, (shown, held_out), typical, wanted, generator, progress)
     lesson = Lesson(
         recall.identity,
-        torch.cat([shown, held_out]).cpu().numpy(),
+        (shown.cpu().numpy(), held_out.cpu().numpy()),
         typical and tuple(moment.cpu().numpy() for moment in typical),
         model.family,
         model.scale,
@@ -260,99 +276,31 @@ def teach(
     return Taught(proposer, density, critic, generator.get_state().numpy())
 
 
-def _calibrated(
-    model: AVAE,
-    held_out: Tensor,
-    typical: Moments | None,
-    wanted: Wanted,
-    taught: Taught,
-    search: SearchSettings,
-    generator: torch.Generator,
-) -> SearchModels:
-    """Calibrate what was taught on held-out images, which the search finds again."""
-    proposer = taught.proposer if wanted.proposer else None
-    initializer, critic = PoseInitializer(typical, proposer), taught.critic
-    model = replace(model, density=taught.density)
-    true, offset = random_places(model, held_out, generator)
-    if proposer is not None and search.n_restarts > 1:
-        perturbed = perturb(model, held_out, compose(model.matrix(true, held_out), offset))
-        proposer.floor.copy_(_first_scores(model, perturbed, initializer, search.n_restarts).quantile(_UNSURE))
-
-    def found_by(model: AVAE, some: slice) -> Hypotheses:
-        # One hypothesis is no choice to learn from.
-        several = replace(search, n_refine=max(2, search.n_refine))
-        return find_hypotheses(model, held_out[some], initializer, several, true=true[some], offset=offset[some])
-
-    if critic is not None:
-        few = found_by(model, slice(_N_FEW))
-        critic.scale.fill_(calibrate(critic_scores_in_batches(model, critic, few), few.log_joint, few.right)[1])
-        # Now the critic has its say in the search itself.
-        model = replace(model, critic=critic)
-    found = found_by(model, slice(None))
-    scores = torch.zeros_like(found.log_joint) if critic is None else critic_scores_in_batches(model, critic, found)
-    temperature, weight = calibrate(scores, found.log_joint, found.right)
-    if critic is not None:
-        critic.scale.mul_(weight)
-    spread, confidence = _certainty(model, found, weight * scores, temperature, true, initializer)
-    gate = _gate(model, held_out[:_N_FEW], initializer, replace(search, temperature=temperature))
-    return SearchModels(
-        proposer=proposer and freeze(proposer, held_out.device),
-        density=taught.density and freeze(taught.density, held_out.device),
-        critic=critic and freeze(critic, held_out.device),
-        temperature=temperature,
-        pose_spread=dict(zip(parameters_of(model.family), spread.tolist(), strict=True)),
-        min_gain=gate,
-        confidence=confidence,
-    )
-
-
-def _certainty(
-    model: AVAE,
-    found: Hypotheses,
-    said: Tensor,
-    temperature: float,
-    true: Tensor,
-    initializer: PoseInitializer,
-) -> tuple[Tensor, Confidence]:
-    """Return the spread of poses, and how probably one is right, from hypotheses of which the critic said so much."""
-    score, order = (found.log_joint + said).sort(dim=1, descending=True, stable=True)
-    alpha = found.alpha.gather(1, order[:, :, None].expand_as(found.alpha))
-    weight = hypothesis_weights(score / temperature, score == -math.inf)
-    deviation = pose_deviation(Objective(model, found.images), alpha[:, 0])
-    right = found.right.gather(1, order[:, :1])[:, 0]
-    spread = pose_spread(alpha[right, 0], true[right], deviation[right], model.family)
-    deviation = torch.where(deviation == 0, deviation, deviation.hypot(spread.to(deviation)))
-    return spread, calibrate_confidence(
-        chance_of_right(alpha, weight, deviation, model.family),
-        initializer.agreement(model, found.images, alpha[:, 0]),
-        is_near(alpha[:, 0], true, model.family),
-    )
-
-
-def _split(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+def _split(images: Tensor, held_out: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """Return images to learn from, and others to calibrate on, or None if they are too few."""
-    usable = (~is_constant(images)).nonzero()[:, 0]
-    n_held_out = min(_N_HELD_OUT, len(usable) // 4)
-    if n_held_out < _FEWEST_HELD_OUT:
+    usable = ~is_constant(images)
+    unseen = torch.zeros_like(usable)
+    if held_out is not None:
+        unseen[held_out.to(unseen.device)] = True
+    kept, out = (usable & ~unseen).nonzero()[:, 0], (usable & unseen).nonzero()[:, 0]
+    if len(out) < _FEWEST_HELD_OUT:
+        kept = usable.nonzero()[:, 0]
+        kept = kept[torch.randperm(len(kept), generator=generator).to(kept.device)]
+        n_out = n_held_out(len(kept))
+        out, kept = kept[:n_out], kept[n_out:]
+    if len(out) < _FEWEST_HELD_OUT:
         return images, None
-    usable = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
-    held_out = images[usable[:n_held_out]]
-    return images[usable[n_held_out : n_held_out + _n_shown(held_out[0].numel())]], held_out
+    kept, out = (some[torch.randperm(len(some), generator=generator).to(some.device)] for some in (kept, out))
+    return images[kept[: _n_shown(images[0].numel())]], images[out[:_N_HELD_OUT]]
 
 
-def _gate(model: AVAE, upright: Tensor, initializer: PoseInitializer, search: SearchSettings) -> float:
-    """Return the gain of the score, in nats, that 1 % of upright images exceed."""
-    gains = torch.cat([part.gain for part in align_in_parts(model, upright, initializer, search)])
-    return max(0.0, float(gains.quantile(1 - _FALSE_ALARMS)))
-
-
-def _first_scores(model: AVAE, images: Tensor, initializer: PoseInitializer, n_restarts: int) -> Tensor:
-    """Return the best score of each image at the restarts that are screened first, of shape (n,)."""
-    best = []
-    for rows in image_slices(images):
-        candidates = initializer.candidates(model, images[rows], n_restarts).without_identity()
-        best.append(screen(Objective(model, images[rows]), candidates.alpha, candidates.first).amax(dim=1))
-    return torch.cat(best)
+def _are_mirrored_too(model: AVAE, unseen: Tensor) -> bool:
+    """Tell whether mirrored images are as probable as images that the VAE has not seen; letters are not, plants are."""
+    if parameters_of(model.family)[-1] == REFLECTED:
+        return False
+    elbo, of_mirrored = (Objective(model, some).elbo_identity().double() for some in (unseen, unseen.flip(3)))
+    lost = elbo - of_mirrored
+    return bool(lost.mean() < _LESS_PROBABLE * lost.std() / math.sqrt(len(lost)))
 
 
 def _stream(generator: torch.Generator, device: torch.device) -> RandomStream:
@@ -388,9 +336,8 @@ def _trained_proposer(
 
 def _fitted_density(model: AVAE, images: Tensor, generator: torch.Generator) -> ShapeDensity:
     """Learn what moments say of canonical images when these are perturbed, cut off by the frame and aligned again."""
-    true, offset = random_places(model, images, generator)
-    matrix = model.matrix(true, images)
-    moments = exact_moments(perturb(model, images, compose(matrix, offset)), model.background)
+    perturbed, matrix = perturb(model, images, random_places(model, images, generator))
+    moments = exact_moments(perturbed, model.background)
     features = canonical_features(moments, matrix, images.shape[3] / images.shape[2]).cpu().numpy()
     mixture = GaussianMixture(
         max(1, min(N_COMPONENTS, len(features) // _IMAGES_PER_COMPONENT)),
@@ -416,13 +363,16 @@ def _trained_critic(
 ) -> Critic | None:
     """Train a critic; None if the images teach nothing."""
     images = images[:_N_MISTAKES]
-    images = images.repeat(_n_copies(len(images), images[0].numel()), 1, 1, 1)
-    true, offset = random_places(model, images, generator)
-    shown = propose_hypotheses(model, images, proposer, typical, true=true, offset=offset, generator=generator)
+    n_copies = _n_copies(len(images), images[0].numel())
+    images = images.repeat(n_copies, 1, 1, 1)
+    places = random_places(model, images, generator)
+    shown = propose_hypotheses(model, images, proposer, typical, places=places, generator=generator)
     stream = _stream(generator, images.device)
     with stream.lent():
         # A wrong scale or shear shows in less than a wrong angle does.
         pooled = not has_more_than_one(model, images)
         critic = Critic((images.shape[1], images.shape[2], images.shape[3]), pooled=pooled).to(images.device)
-    learned = train_critic(critic, model, shown, generator=generator, stream=stream, progress=progress)
+    learned = train_critic(
+        critic, model, shown, n_copies=n_copies, generator=generator, stream=stream, progress=progress
+    )
     return critic.eval() if learned else None

@@ -28,6 +28,7 @@ from ..search.objective import Objective
 from ..search.screening import same_basin, screen
 from ..search.settings import SearchSettings
 from ..search.starting_poses import starting_poses
+from .half_turns import without_half_turns
 
 # Fresh starting poses at the first visit, and then per visit, while poses still move and once they have settled.
 _FIRST_FRESH = 15
@@ -62,11 +63,15 @@ class TrainingPoses:
         Which images have a pose; None leaves the constant ones out.
     n_agreeing : int, default=0
         Calls of `improve` over which the agreement with the mean canonical image fades out.
+    first : Tensor of shape (n, n_params) or None, default=None
+        The poses at first; None is 0, the identity.
+    seed : int, default=0
+        Of what is drawn to find half turns.
 
     Attributes
     ----------
     alpha : Tensor of shape (n, n_params)
-        The poses; 0, the identity, at first.
+        The poses.
     """
 
     def __init__(
@@ -77,16 +82,22 @@ class TrainingPoses:
         n_restarts: int,
         movable: Tensor | None = None,
         n_agreeing: int = 0,
+        first: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.images = images
         self.typical = typical
         self.n_restarts = n_restarts
         self.movable = ~is_constant(images) if movable is None else movable
-        self.alpha = images.new_zeros(len(images), len(parameters_of(model.family)))
+        still = images.new_zeros(len(images), len(parameters_of(model.family)))
+        self.alpha = still if first is None else torch.where(self.movable[:, None], first, still)
         self.n_fresh = _FIRST_FRESH
         self.n_agreeing = n_agreeing
-        self._mean: Tensor | None = None
+        self._generator = torch.Generator().manual_seed(seed)
+        if n_agreeing:
+            self.merge_half_turns()
+        self._mean = self.canonical_images().mean(dim=0) if bool(self.alpha.any()) else None
         self._n_calls = 0
         self._next = 1
         self._n_moved = self._n_seen = 0
@@ -150,6 +161,11 @@ class TrainingPoses:
         """Return the images without their poses."""
         return canonical_images(self.model, self.images, self.alpha)
 
+    def merge_half_turns(self) -> None:
+        """Turn images by half that lie the other way round than images like them."""
+        found = without_half_turns(self.model, self.images, self.alpha, self._generator)
+        self.alpha = torch.where(self.movable[:, None], found, self.alpha)
+
     def end_epoch(self) -> dict[str, float]:
         """Return what happened to the poses since the last call, and set the budget of the next epoch.
 
@@ -160,6 +176,8 @@ class TrainingPoses:
             of the poses, circular for angles.
         """
         moved = self._n_moved / max(1, self._n_seen)
+        if self._n_calls < self.n_agreeing:
+            self.merge_half_turns()
         self._next += self.n_fresh
         self.n_fresh = max(_FEWEST_FRESH, min(_MOST_FRESH, math.ceil(2 * _MOST_FRESH * moved)))
         self._n_moved = self._n_seen = 0

@@ -18,6 +18,7 @@ from ..model.moments import mean_moments
 from ..model.vae import as_contracted, inner_of
 from ..progress import Progress
 from .epochs import EpochEvents, History, Reporting, n_steps
+from .first_poses import first_poses
 from .recipes import Recipe
 from .training_poses import TrainingPoses
 from .vae_training import TrainingImages, VAESettings, train_vae
@@ -66,7 +67,9 @@ class TrainingConfig(NamedTuple):
         Of the VAE and of its likelihood, see `module_state.build`; instances in them are packed.
     settings : VAESettings
     validation_fraction : float or None
-        Share of the images that is held out.
+        Share of the images that is held out, and tells each epoch's `valid_loss`.
+    n_held_out : int
+        Images that are held out without one, for what is learned afterwards.
     pose_search : PoseSearch or None
         For images without a common pose; None trains on them as they come.
     checkpoint : Checkpoint or None
@@ -86,6 +89,7 @@ class TrainingConfig(NamedTuple):
     likelihood_recipe: Recipe
     settings: VAESettings
     validation_fraction: float | None
+    n_held_out: int
     pose_search: PoseSearch | None
     checkpoint: Checkpoint | None
     in_part: bool
@@ -109,6 +113,8 @@ class Trained(NamedTuple):
         Of the random numbers, for what is learned afterwards.
     adam : dict or None
         The state of Adam, after training in part.
+    held_out : ndarray of int or None
+        Which images the VAE has not learned from; None if it has from all.
     """
 
     vae: dict[str, NDArray[Any]]
@@ -117,6 +123,7 @@ class Trained(NamedTuple):
     moments: tuple[NDArray[Any], ...]
     generator_state: NDArray[Any]
     adam: dict[int, dict[str, NDArray[Any]]] | None = None
+    held_out: NDArray[Any] | None = None
 
 
 class EpochObserver:
@@ -186,12 +193,13 @@ def run(
     stream = RandomStream(int(torch.randint(2**31, (), generator=generator)), images.device)
     with stream.lent():
         model = _built(config, images.device)
-        kept, out = _split(len(images), config.validation_fraction, generator)
+        kept, out = _split(len(images), config.validation_fraction or config.n_held_out, generator)
         adam = _resumed(config, model, generator)
-    held_out = None if out is None else images[out]
+    validated = out if config.validation_fraction else None
+    held_out = None if validated is None else images[validated]
     data = _with_poses(config, model, images if kept is None else images[kept], held_out)
     if observed is not None:
-        parts = observed if kept is None else observed[kept], None if out is None else observed[out]
+        parts = observed if kept is None else observed[kept], None if validated is None else observed[validated]
         data = replace(data, observed=parts[0], held_out_observed=parts[1])
     still = mean_moments(images, model.background)
 
@@ -204,6 +212,7 @@ def run(
             tuple(moment.cpu().numpy() for moment in moments),
             generator.get_state().numpy(),
             None if adam is None else _arrays(adam),
+            None if out is None else out.numpy(),
         )
 
     events = None
@@ -255,7 +264,8 @@ def _with_poses(config: TrainingConfig, model: AVAE, kept: Tensor, held_out: Ten
 
     def poses_of(some: Tensor, n_agreeing: int = 0) -> TrainingPoses:
         movable = ~is_constant(config.image_format.crop(some))
-        return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing)
+        first = first_poses(model, some, typical) if config.checkpoint is None else None
+        return TrainingPoses(model, some, typical, n_restarts, movable, n_agreeing, first)
 
     steps = n_steps(len(kept), config.settings.max_epochs, config.settings.batch_size)
     poses = poses_of(kept, round(AGREEING * steps) if config.checkpoint is None else 0)
@@ -279,10 +289,10 @@ def _arrays(adam: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, NDA
     }
 
 
-def _split(n: int, fraction: float | None, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-    """Return which of n images are trained on, and which held out; None of all and of none."""
-    if fraction is None:
+def _split(n: int, size: float, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    """Return which of n images are trained on, and which held out, a share or a number; None of all and of none."""
+    if not size:
         return None, None
     seed = int(torch.randint(2**31, (), generator=generator))
-    kept, out = train_test_split(np.arange(n), test_size=fraction, random_state=seed)
+    kept, out = train_test_split(np.arange(n), test_size=size, random_state=seed)
     return torch.from_numpy(kept), torch.from_numpy(out)

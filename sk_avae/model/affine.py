@@ -290,6 +290,21 @@ def _grid(matrix: Tensor, sides: tuple[int, int]) -> Tensor:
     return (along_x[:, :, None, :] + along_y[:, :, :, None]).permute(0, 2, 3, 1)
 
 
+def beyond_centres(matrix: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Tell which output pixels are read beyond the centres of the outermost pixels, of shape (n, height, width).
+
+    `warp` fades to the background there; other libraries cut images off.
+
+    Examples
+    --------
+    >>> beyond_centres(1.3 * torch.eye(2, 3)[None], (2, 2)).all()
+    tensor(True)
+    """
+    height, width = sides
+    grid = _grid(matrix, sides).abs()
+    return (grid[..., 0] > 1 - 1 / width) | (grid[..., 1] > 1 - 1 / height)
+
+
 def warp(
     images: Tensor,
     matrix: Tensor,

@@ -23,6 +23,7 @@ from ..model.likelihoods import LIKELIHOODS
 from ..model.module_state import build, global_generator, unpack
 from ..model.shape_density import ShapeDensity
 from ..model.vae import MODULES
+from ..report import AlignmentReport
 from ..search.proposer import Proposer
 from .plain_json import Tagged
 
@@ -85,6 +86,17 @@ def _is_exposure(value: Any) -> bool:
     if type(value) is not tuple or len(value) != 3 or not isinstance(value[0], bool | np.bool_):
         return False
     return all(_are_numbers(ends, 2) and ends[0] <= ends[1] for ends in value[1:])
+
+
+def _is_report(value: Any) -> bool:
+    if not _has(*(part.name for part in fields(AlignmentReport)))(value):
+        return False
+    figures = {name: part for name, part in value.items() if name not in ("weight", "right")}
+    n, right = figures["n_poses"], value["right"]
+    if not all(map(_is_finite, figures.values())) or not (_is_int(n) and _is_int(figures["n_images"]) and n > 0):
+        return False
+    is_mask = isinstance(right, np.ndarray) and right.dtype == bool and right.shape == (n,)
+    return _is_array(value["weight"], n) and is_mask
 
 
 def _has(*names: str) -> Callable[[Any], bool]:
@@ -159,6 +171,9 @@ _ALLOWED: dict[str, dict[str, Callable[[Any], bool]]] = {
     "AVAEEstimator": {
         "alpha_": lambda value: _is_array(value, None, None),
         "_confidence": lambda value: _are_numbers(value, 3),
+        "_proposer_weight": lambda value: _is_finite(value) and value >= 0,
+        "_none_right": _is_finite,
+        "_report": _is_report,
     },
     "FrozenEstimator": {},
     "ExpertSettings": {

@@ -27,7 +27,7 @@ from .objective import Objective, step_units
 from .screening import CandidatePoses, distinct_best, is_duplicate, screen_staged
 from .settings import SearchSettings
 
-# So many times the restarts that are refined are shown to the critic first.
+# So many times the restarts that are refined are shown to critic and proposer first.
 _SHORTLIST = 4
 
 # Of an image's hypotheses one that will stay so many nats behind the best, and so many temperatures, is not refined to
@@ -60,13 +60,14 @@ class Alignment:
         return Alignment(**{name: torch.cat([own, more[name]])[order] for name, own in self.arrays().items()})
 
     def of_best(self, k: int) -> "Alignment":
-        """Keep the first `k` hypotheses, whose weights become their share."""
+        """Keep the first `k` hypotheses, which share the weights of the others."""
         weight = self.hypothesis_weight[:, :k]
+        total = self.hypothesis_weight.sum(dim=1, keepdim=True)
         return replace(
             self,
             hypotheses=self.hypotheses[:, :k],
             hypothesis_elbo=self.hypothesis_elbo[:, :k],
-            hypothesis_weight=weight / weight.sum(dim=1, keepdim=True),
+            hypothesis_weight=weight * (total / weight.sum(dim=1, keepdim=True)),
         )
 
 
@@ -151,7 +152,7 @@ def align(
     chosen, bonus = _shortlisted(objective, candidates.alpha, scores, settings.n_refine)
     found, n_iter, converged = _refined(objective, candidates, scores, chosen, bonus, settings)
 
-    identity_score = identity_score + objective.critic_score_identity()
+    identity_score = identity_score + objective.opinion_of_identity()
     gain = (found.score[:, 0] - identity_score).nan_to_num(nan=0.0)
     stays = ~(gain > settings.min_gain) | ~movable | (found.alpha[:, 0] == 0).all(dim=1)
     found = found.behind_identity(stays, elbo_identity, identity_score + settings.min_gain)
@@ -166,7 +167,7 @@ def align(
         converged=converged | stays,
         hypotheses=found.alpha,
         hypothesis_elbo=found.elbo,
-        hypothesis_weight=hypothesis_weights(found.score / temperature, duplicate),
+        hypothesis_weight=hypothesis_weights(found.score / temperature, duplicate, settings.none_right),
     )
 
 
@@ -208,37 +209,37 @@ def _check_evaluation_mode(model: AVAE) -> None:
 
 
 def _shortlisted(objective: Objective, starts: Tensor, scores: Tensor, n_refine: int) -> tuple[Tensor, Tensor]:
-    """Choose which restarts to refine, the critic having a say.
+    """Choose which restarts to refine, critic and proposer having a say.
 
     Returns
     -------
     chosen : Tensor of shape (n, k)
     bonus : Tensor of shape (n, k)
-        What the critic says of each, in nats; 0 without one.
+        What they say of each, in nats; 0 without one.
     """
     model, images = objective.model, objective.images
     n, n_restarts, n_params = starts.shape
     matrices = model.matrix(starts.reshape(-1, n_params), images).view(n, n_restarts, 2, 3)
-    if model.critic is None:
+    if model.critic is None and objective.posterior is None:
         chosen = distinct_best(scores, matrices, n_refine)
         return chosen, torch.zeros_like(scores[:, : chosen.shape[1]])
     chosen = distinct_best(scores, matrices, _SHORTLIST * n_refine)
     liked = scores.gather(1, chosen)
-    bonus = _critic_scores(objective, starts, chosen, liked > -math.inf)
+    bonus = _opinions(objective, starts, chosen, liked > -math.inf)
     rows = torch.arange(n, device=images.device)[:, None]
     again = distinct_best(liked + bonus, matrices[rows, chosen], n_refine)
     return chosen.gather(1, again), bonus.gather(1, again).nan_to_num(nan=0.0)
 
 
-def _critic_scores(objective: Objective, starts: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
-    """Return what the critic says of chosen restarts, of shape (n, n_chosen).
+def _opinions(objective: Objective, starts: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
+    """Return what critic and proposer say of chosen restarts, of shape (n, n_chosen).
 
-    Of those that are not wanted the best that it says of the image's others: they are in the race, and not yet known.
+    Of those that are not wanted the best that they say of the image's others: they are in the race, and not yet known.
     """
     said = objective.images.new_full(chosen.shape, -math.inf)
     if bool(wanted.any()):
         owner, which = wanted.nonzero(as_tuple=True)
-        said[owner, which] = objective.critic_score(owner, starts[owner, chosen[owner, which]])
+        said[owner, which] = objective.opinion(owner, starts[owner, chosen[owner, which]])
     return torch.where(wanted, said, said.amax(dim=1, keepdim=True))
 
 
@@ -276,7 +277,7 @@ def _refined(
         race=Race(owner, -bonus.flatten(), margin) if k > 1 else None,
         metric=candidates.metric,
     )
-    score = (objective.critic_score(owner, alpha) - loss).nan_to_num(nan=-math.inf).view(n, k)
+    score = (objective.opinion(owner, alpha) - loss).nan_to_num(nan=-math.inf).view(n, k)
     elbo = (-loss - objective.log_prior(owner, alpha)).nan_to_num(nan=-math.inf).view(n, k)
     alpha = wrap_angle(alpha, objective.model.family).view(n, k, -1)
     n_iter, converged = n_iter.view(n, k), converged.view(n, k)

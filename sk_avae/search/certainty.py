@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.affine import REFLECTED, parameters_of, wrap_angle
@@ -34,11 +35,16 @@ NEAR = {
 }
 
 
-def hypothesis_weights(score: Tensor, duplicate: Tensor) -> Tensor:
-    """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first."""
+def hypothesis_weights(score: Tensor, duplicate: Tensor, none_right: float = -math.inf) -> Tensor:
+    """Return probabilities of hypotheses from energies of shape (n, k) in units of the temperature, best first.
+
+    What they lack to 1 is the probability that none is right, whose log-odds against the first are `none_right`.
+    """
     below = (score - score[:, :1]).nan_to_num(nan=-math.inf).masked_fill(duplicate, -math.inf)
     below[:, 0] = 0.0
-    return below.softmax(dim=1)
+    if none_right == -math.inf:
+        return below.softmax(dim=1)
+    return F.pad(below, (0, 1), value=none_right).softmax(dim=1)[:, :-1]
 
 
 def curvature(objective: Objective, alpha: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ class _Search:
     settings: SearchSettings
 
     def __call__(self, images: Tensor, observed: Tensor | None, movable: Tensor, doubt: Tensor | None) -> Alignment:
-        objective = Objective(self.model, images, observed)
         candidates = self.initializer.candidates(self.model, images, self.settings.n_restarts)
+        objective = Objective(self.model, images, observed, candidates.posterior)
         return align(objective, candidates, self.settings, movable, None if doubt is None else _IN_WEIGHTS * doubt)
 
 

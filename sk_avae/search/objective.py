@@ -1,5 +1,7 @@
 """What the search minimises: -(ELBO + log prior), in nats, of given images at given poses. Its one source of losses."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,15 @@ def has_more_than_one(model: AVAE, like: Tensor) -> bool:
     return int(step_units(model, like).count_nonzero()) > 1
 
 
+class SecondOpinion(Protocol):
+    """Says what poses of given images are worth, without canonical images: see `proposer.PosePosterior`."""
+
+    def at(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return nats, of shape (m,)."""
+
+
 class Objective:
-    """The losses of images at poses, their gradients, and what the critic says; in batches, in bounded memory.
+    """The losses of images at poses, their gradients, and what critic and proposer say; in batches, in bounded memory.
 
     Methods take `rows`, the numbers of images, of shape (m,), and `poses` of shape (m, n_params): a pose for each.
 
@@ -43,6 +52,8 @@ class Objective:
     images : Tensor of shape (n, n_channels, height, width)
     observed : Tensor of bool of the same shape, or None, default=None
         Which pixels are known, see `AVAE.elbo`; None knows all.
+    posterior : SecondOpinion or None, default=None
+        What the proposer says of poses; None says nothing.
 
     Attributes
     ----------
@@ -50,10 +61,17 @@ class Objective:
         What the model's density has to know of the images, found once for all their poses.
     """
 
-    def __init__(self, model: AVAE, images: Tensor, observed: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: AVAE,
+        images: Tensor,
+        observed: Tensor | None = None,
+        posterior: SecondOpinion | None = None,
+    ) -> None:
         self.model = model
         self.images = images
         self.observed = observed
+        self.posterior = posterior
         self.moments = model.moments(images)
         self._size = images_per_batch(images, model.vae)
         self._critic_size = images_per_batch(images, model.critic)
@@ -78,10 +96,11 @@ class Objective:
         """Return the log prior: that of the parameters, and of the moments that the poses leave; of shape (m,)."""
         return self.model.log_prior_of(self.images, poses, self.moments and self.moments.of(rows))
 
-    def critic_score(self, rows: Tensor, poses: Tensor) -> Tensor:
-        """Return what the critic says of the canonical images, in nats, of shape (m,); 0 without one."""
+    def opinion(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return what the critic says of canonical images, and the proposer of poses, in nats, of shape (m,)."""
         images, model = self.images, self.model
-        return in_batches(lambda row, pose: model.critic_score(images[row], pose), self._critic_size, rows, poses)
+        said = in_batches(lambda row, pose: model.critic_score(images[row], pose), self._critic_size, rows, poses)
+        return said if self.posterior is None else said + self.posterior.at(rows, poses)
 
     def elbo_identity(self) -> Tensor:
         """Return the ELBO of every image as it came, without warps, of shape (n,)."""
@@ -90,9 +109,13 @@ class Objective:
         model = self.model
         return in_batches(lambda some, known: model.elbo(some, observed=known), self._size, self.images, self.observed)
 
-    def critic_score_identity(self) -> Tensor:
-        """Return what the critic says of every image as it came, of shape (n,)."""
-        return in_batches(self.model.critic_score, self._critic_size, self.images)
+    def opinion_of_identity(self) -> Tensor:
+        """Return what critic and proposer say of every image as it came, of shape (n,)."""
+        said = in_batches(self.model.critic_score, self._critic_size, self.images)
+        if self.posterior is None:
+            return said
+        rows = torch.arange(len(said), device=said.device)
+        return said + self.posterior.at(rows, said.new_zeros(len(said), len(self.model.scale)))
 
     def _loss(self, rows: Tensor, poses: Tensor) -> Tensor:
         if self.observed is None:

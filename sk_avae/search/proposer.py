@@ -215,6 +215,11 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
     share : Tensor of shape (n, n_modes)
         Probability of each, and of the angles next to it.
     """
+    return _modes(proposer, model, images, *_read(proposer, model, images, typical))
+
+
+def _read(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | None) -> tuple[Tensor | None, Tensor]:
+    """Return the poses of the moments, and what the network then makes of images: (n, n_bins, 1 + n_params)."""
     base = moment_pose(model, images, typical)
     rows = torch.arange(len(images), device=images.device)
 
@@ -224,7 +229,11 @@ def propose(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments | 
         return torch.cat([logits[:, :, None], rest], dim=2)
 
     # In double precision: some functions round the last bit by their place in the block, which must not show.
-    out = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num()
+    return base, in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num()
+
+
+def _modes(proposer: Proposer, model: AVAE, images: Tensor, base: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the modes of what `_read` returned, see `propose`."""
     share, rest = out[:, :, 0].softmax(dim=1).view(len(images), -1, proposer.n_angles), out[:, :, 1:]
     before, after = share.roll(1, dims=2), share.roll(-1, dims=2)
     peaks = (share >= before) & (share > after)
@@ -255,14 +264,9 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
         See `propose`.
     alpha : Tensor of shape (n, n_params)
     """
-    base = moment_pose(model, images, typical)
+    base, out = _read(proposer, model, images, typical)
     rest = residual_pose(model, images, None if base is None else base.double(), alpha.double())
-    rows = torch.arange(len(images), device=images.device)
-
-    def predicted(row: Tensor) -> Tensor:
-        return proposer(without_moments(model, images[row], None if base is None else base[row]))[0]
-
-    share = in_batches(predicted, images_per_batch(images, proposer), rows).double().nan_to_num().softmax(dim=1)
+    share = out[:, :, 0].softmax(dim=1)
     centres = bin_centres(proposer, rest)
     distance = wrap_angle((centres[None, :, :1] - rest[:, None, :1]).flatten(0, 1), "rotation")
     distance = distance.view(len(images), -1).abs().clamp(max=_DISAGREES)
@@ -275,6 +279,47 @@ def agreement(proposer: Proposer, model: AVAE, images: Tensor, typical: Moments 
 
 
 @dataclass(frozen=True)
+class PosePosterior:
+    """How probable a proposer takes each pose of given images to be: what it says when hypotheses are chosen from.
+
+    It looks at the image as it came; ELBO and critic look at the canonical one, and err elsewhere.
+
+    Parameters
+    ----------
+    model : AVAE
+    images : Tensor of shape (n, n_channels, height, width)
+    base : Tensor of shape (n, n_params) or None
+        See `moment_pose`.
+    log_share : Tensor of shape (n, n_bins), float64
+        Logarithms of the probabilities of the bins.
+    n_angles : int
+        Bins of the circle.
+    weight : float
+        Nats of the score that one nat of it is worth.
+    """
+
+    model: AVAE
+    images: Tensor
+    base: Tensor | None
+    log_share: Tensor
+    n_angles: int
+    weight: float = 1.0
+
+    def at(self, rows: Tensor, poses: Tensor) -> Tensor:
+        """Return what poses, of shape (m, n_params), of some images are worth, in nats, of shape (m,)."""
+        base = None if self.base is None else self.base[rows].double()
+        rest = residual_pose(self.model, self.images[rows], base, poses.double())
+        place = (wrap_angle(rest[:, :1], "rotation")[:, 0] + math.pi) * (self.n_angles / (2 * math.pi)) - 0.5
+        # Angles round by the place in the block, which must not show.
+        place = (place * _STEPS_OF_AGREEMENT).round() / _STEPS_OF_AGREEMENT
+        below = place.floor()
+        side = (rest[:, -1] > 0.5).long() * self.n_angles * (self.log_share.shape[1] > self.n_angles)
+        low, high = (side + (below.long() + step) % self.n_angles for step in (0, 1))
+        found = torch.lerp(self.log_share[rows, low], self.log_share[rows, high], place - below)
+        return (self.weight * found).to(self.images)
+
+
+@dataclass(frozen=True)
 class PoseInitializer:
     """Where searches start: what the proposer says, moments and the table.
 
@@ -284,10 +329,22 @@ class PoseInitializer:
         See `starting_poses.starting_poses`.
     proposer : Proposer or None, default=None
         In evaluation mode; without one the table and moments are all.
+    weight : float, default=0.0
+        Of the proposer's own say in the choice, see `PosePosterior`.
     """
 
     typical: Moments | None
     proposer: Proposer | None = None
+    weight: float = 0.0
+
+    def posterior(self, model: AVAE, images: Tensor) -> PosePosterior:
+        """Return what the proposer makes of images, at weight 1."""
+        assert self.proposer is not None
+        return self._posterior(model, images, *_read(self.proposer, model, images, self.typical), 1.0)
+
+    def _posterior(self, model: AVAE, images: Tensor, base: Tensor | None, out: Tensor, weight: float) -> PosePosterior:
+        assert self.proposer is not None
+        return PosePosterior(model, images, base, out[:, :, 0].log_softmax(dim=1), self.proposer.n_angles, weight)
 
     def agreement(self, model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
         """Return how well the proposer agrees with poses, of shape (n,); one half, which says nothing, without one."""
@@ -314,10 +371,12 @@ class PoseInitializer:
         table = starting_poses(images, model.background, self.typical, n_restarts - n_modes, model.family, model.scale)
         if proposer is None or not n_modes or not any(model.scale):
             return CandidatePoses(table, metric=metric)
-        modes, share = propose(proposer, model, images, self.typical)
+        base, out = _read(proposer, model, images, self.typical)
+        modes, share = _modes(proposer, model, images, base, out)
         modes, share = modes[:, :n_modes], share[:, :n_modes]
         alpha = torch.cat([table[:, :1], modes, table[:, 1:]], dim=1)
         first = torch.zeros(alpha.shape[:2], dtype=torch.bool, device=alpha.device)
         first[:, : 1 + n_modes] = torch.cat([torch.ones_like(share[:, :1]), share], dim=1) >= _FAINT
         first |= ~(share.sum(dim=1) >= _SURE)[:, None]
-        return CandidatePoses(alpha, first, float(proposer.floor), metric)
+        posterior = self._posterior(model, images, base, out, self.weight) if self.weight else None
+        return CandidatePoses(alpha, first, float(proposer.floor), metric, posterior)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .objective import Objective
+from .objective import Objective, SecondOpinion
 
 # Two restarts nearer than this (Frobenius norm of the difference of their matrices; a turn by 25 degrees is
 # 0.61) are taken to lead to one optimum.
@@ -26,12 +26,15 @@ class CandidatePoses(NamedTuple):
         In nats.
     metric : Tensor of shape (n_params, n_params) or None
         Typical inverse Hessian of the loss in units of `step_units`, which refinement begins with.
+    posterior : SecondOpinion or None
+        What the proposer says of poses.
     """
 
     alpha: Tensor
     first: Tensor | None = None
     min_score: float = -math.inf
     metric: Tensor | None = None
+    posterior: SecondOpinion | None = None
 
     def without_identity(self) -> "CandidatePoses":
         """Return all but the first candidate of each image."""

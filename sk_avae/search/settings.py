@@ -1,5 +1,6 @@
 """Which poses are searched for, and how hard."""
 
+import math
 from dataclasses import dataclass
 
 from ..model.affine import REFLECTED, parameters_of
@@ -20,9 +21,12 @@ class SearchSettings:
     tol : float
         Predicted decrease of the loss, in nats, below which a refinement has converged.
     min_gain : float
-        An image is moved only if its score (ELBO, log prior, critic) gains more than this over the identity, in nats.
+        An image is moved only if its score (ELBO, log prior, critic, proposer) gains more than this over the identity,
+        in nats.
     temperature : float
         Of the hypotheses' weights, in nats.
+    none_right : float
+        Log-odds, against the best hypothesis, that none of them is right; minus infinity is never.
     """
 
     n_restarts: int = 16
@@ -31,6 +35,7 @@ class SearchSettings:
     tol: float = 5e-2
     min_gain: float = 0.0
     temperature: float = 1.0
+    none_right: float = -math.inf
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from .learning import fit as learning
 from .learning.image_formats import format_with_usual, learned_format
 from .learning.perturbation import random_poses
 from .learning.recipes import ModelParameters, check_same_model
+from .learning.setup import TrainingSetup, continued_setup, new_setup, whole_history
 from .learning.training_run import EpochObserver, Trained
 from .learning.vae_training import VAESettings
 from .model.affine import INTERPOLATIONS, PADDINGS, check_family, invert, parameters_of, with_reflection
@@ -375,6 +376,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
                 self.aligner_, alpha = learning.learn(self.aligner_, parameters, setup, trained)
                 if alpha is not None:
                     self.alpha_ = alpha
+                self.aligner_ = learning.finish(self.aligner_, parameters, setup, trained)
                 warn_of_few_images(self.aligner_, len(setup.rows))
                 task_of_search.end()
             except KeyboardInterrupt as error:
@@ -442,14 +444,14 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
                 self.aligner_ = replace(self.aligner_, moments=moments)
         return self
 
-    def _setup(self, X: ArrayLike, *, goes_on: bool) -> learning.TrainingSetup:
+    def _setup(self, X: ArrayLike, *, goes_on: bool) -> TrainingSetup:
         """Return what to train on X: the fitted model if it goes on, else a new one."""
         device, model, rescale = resolve_device(self.device), self._model_parameters(), self.rescale
         if goes_on:
             rows = self._rows(X)
             self._check_goes_on(model)
             adam = getattr(self, "_adam", None)
-            return learning.continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
+            return continued_setup(rows, self.aligner_, adam, self.history_, device, rescale=rescale)
         rows, image_shape = check_rows(
             self, X, image_shape=self.image_shape, reset=True, missing_values=self.missing_values
         )
@@ -462,7 +464,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
             sides=self._frame_sides(image_shape, self.module),
         )
         self._check_free(image_format)
-        return learning.new_setup(rows, image_format, model, device, rescale=rescale)
+        return new_setup(rows, image_format, model, device, rescale=rescale)
 
     def _frame_sides(self, image_shape: tuple[int, ...], module: Any) -> tuple[int, int] | None:
         """Return the sides of the frame that images are reduced to; None keeps their own."""
@@ -537,19 +539,19 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         moved = {name: value for name in MOVED if not is_deprecated(value := getattr(self, name))}
         return clone(expert).set_params(**moved) if moved else expert
 
-    def _attributes(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
+    def _attributes(self, setup: TrainingSetup, trained: Trained) -> dict[str, Any]:
         """Return the attributes of an estimator around what was trained, which chooses by ELBO and prior alone."""
-        history = learning.whole_history(setup, trained)
+        history = whole_history(setup, trained)
         search = self._search_settings(has_proposer=self.learned_starts)
         aligner = learning.trained_aligner(setup, trained, self._pose_settings(), search)
         return {"aligner_": aligner, "history_": history, "n_iter_": len(history), "_adam": trained.adam}
 
-    def _seen_by_callbacks(self, setup: learning.TrainingSetup, trained: Trained) -> dict[str, Any]:
+    def _seen_by_callbacks(self, setup: TrainingSetup, trained: Trained) -> dict[str, Any]:
         """Return the attributes as if `fit` ended now, with a gate that is open: none has been learned yet."""
         attributes = self._attributes(setup, trained)
         return {**attributes, "aligner_": replace(attributes["aligner_"], models=SearchModels(min_gain=0.0))}
 
-    def _set_fitted(self, setup: learning.TrainingSetup, trained: Trained) -> None:
+    def _set_fitted(self, setup: TrainingSetup, trained: Trained) -> None:
         self.__dict__.update(self._attributes(setup, trained))
         self.__dict__.pop("alpha_", None)  # of an earlier fit
 

@@ -1,12 +1,12 @@
 """First poses of training images that lie in any orientation: what their moments say.
 
-An image is turned by its principal axis, and the two ways round are told apart by the third moments along it. That is no
-canonical pose (letters have theirs from use, not from their moments), but it brings like images into like poses, from
-which joint training goes on. Where images lie upright already they are left as they are.
+An image is turned by its principal axis, and the two ways round are told apart by the third moments along it. That is
+no canonical pose (letters have theirs from use, not from their moments). But like images come into like poses, and
+joint training goes on from there. Where images lie upright already they are left as they are.
 
 References
 ----------
-Hu (1962), "Visual pattern recognition by moment invariants", section IV (principal axes, and the third moments that tell
+Hu (1962), "Visual pattern recognition by moment invariants", section IV (principal axes, and third moments that tell
 the two ways round).
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.affine import from_matrix, invert, parameters_of, wrap_angle
 from ..model.avae import AVAE, canonical_images
-from ..model.moments import Moments, exact_moments
+from ..model.moments import Moments
 from ..search.proposer import moment_pose
 
 _IMAGES_PER_PART = 2048
@@ -85,8 +85,8 @@ def moment_poses(model: AVAE, images: Tensor, typical: Moments | None) -> Tensor
 def orientation(images: Tensor, background: Tensor, matrix: Tensor) -> Tensor:
     """Return by how much images are turned, once transforms are removed, in radians, of shape (n,).
 
-    The principal axis is upright then, and the third moment along it positive. Where there is no principal axis, as after
-    whitening, the third moments alone tell.
+    The principal axis is upright then, and the third moment along it positive. Where there is no principal axis, as
+    after whitening, the third moments alone tell.
 
     Parameters
     ----------

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._version import __version__
 from ..aligner import Aligner, SearchModels
-from ..images import ImageFormat, every_few
 from ..model.avae import AVAE, canonical_images, is_constant, with_gaps_explained
-from ..model.module_state import Network, build, global_generator, pack, rebuild, to_arrays
+from ..model.module_state import Network, pack, rebuild, to_arrays
 from ..model.moments import mean_moments
 from ..model.prior import is_free
 from ..progress import Progress
 from ..search.settings import PoseSettings, SearchSettings
-from .epochs import History, n_steps
-from .recipes import ModelParameters, Recipe
+from .epochs import n_steps
+from .recipes import Recipe
 from .search_models import (
     CALIBRATING,
     CHOOSING,
@@ -32,6 +31,7 @@ from .search_models import (
     n_held_out,
     n_looked_at,
 )
+from .setup import TrainingSetup, training_images
 from .training_run import Checkpoint, EpochObserver, PoseSearch, Trained, TrainingConfig, run
 from .vae_training import VAESettings
 
@@ -43,7 +43,12 @@ _EPOCHS = 30
 _FEW_STEPS = 1000
 
 
+# The last epochs, on all images: their share of the others, and of the learning rate.
+_SHARE_FINISHING = 0.25
+_LR_FINISHING = 0.3
+
 TRAINING, ALIGNING = "training the VAE", "finding the poses of training images"
+FINISHING = "training on all images"
 
 
 def stages_of(pose: PoseSettings, *, align_training: bool, in_part: bool = False) -> dict[str, float]:
@@ -58,6 +63,8 @@ def stages_of(pose: PoseSettings, *, align_training: bool, in_part: bool = False
     stages[CALIBRATING] = 0.15
     if align_training:
         stages[ALIGNING] = 0.5
+    else:
+        stages[FINISHING] = 0.25
     return stages
 
 
@@ -98,74 +105,6 @@ class FitParameters:
         return Wanted(self.pose.learned_starts, self.pose.critic, 2 * self.settings.max_epochs)
 
 
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What is trained, and on what: a new model, or one that goes on.
-
-    Attributes
-    ----------
-    rows : ndarray of shape (n_samples, n_features)
-    images : Tensor of shape (n_samples, n_channels, height, width)
-        The rows as the model sees them.
-    observed : Tensor of bool of the same shape, or None
-        Which of their pixels are known; None knows all.
-    image_format : ImageFormat
-    vae_recipe, likelihood_recipe : dict
-        See `module_state.build`.
-    checkpoint : Checkpoint or None
-        None is a new model.
-    history : list of dict
-        Of the epochs before.
-    """
-
-    rows: NDArray[Any]
-    images: Tensor
-    observed: Tensor | None
-    image_format: ImageFormat
-    vae_recipe: Recipe
-    likelihood_recipe: Recipe
-    checkpoint: Checkpoint | None = None
-    history: tuple[dict[str, float], ...] = ()
-
-    def described(self) -> str:
-        """Return in one line what is fitted on, and what was chosen for it."""
-        height, width = self.image_format.image_shape[:2]
-        frame = self.image_format.frame.shape
-        seen = "" if frame == (height, width) else f", seen as {frame[0]} x {frame[1]}"
-        module = self.likelihood_recipe["module"]
-        name = module.__name__ if isinstance(module, type) else type(module).__name__
-        outside = {"background": "its background", "border": "its edge pixels", "reflect": "its mirror image"}
-        return (
-            f"{len(self.rows):,} images of {height} x {width} pixels{seen}; likelihood {name}; outside an image lies "
-            f"{outside[self.image_format.padding]}"
-        )
-
-
-def new_setup(
-    rows: NDArray[Any], image_format: ImageFormat, model: ModelParameters, device: torch.device, *, rescale: bool | str
-) -> TrainingSetup:
-    """Return what to train for a new model; see `training_images`."""
-    (images, observed), vae_recipe = _seen_images(image_format, rows, device), model.vae_recipe(image_format)
-    with global_generator(0, torch.device("cpu")):
-        vae = build(vae_recipe).eval()
-    model.check_latent_size(vae, image_format)
-    likelihood_recipe = model.likelihood_recipe(images[every_few(len(images))])
-    vae_recipe = model.recipe_with_output(vae_recipe, likelihood_recipe, vae)
-    images = _within_support(images, build(likelihood_recipe), rows, rescale=rescale)
-    return TrainingSetup(rows, images, observed, image_format, vae_recipe, likelihood_recipe)
-
-
-def continued_setup(
-    rows: NDArray[Any], aligner: Aligner, adam: Any, history: History, device: torch.device, *, rescale: bool | str
-) -> TrainingSetup:
-    """Return what to train for a model that goes on; see `training_images`."""
-    vae, likelihood, image_format = aligner.vae, aligner.likelihood, aligner.image_format
-    images, observed = training_images(image_format, build(likelihood.recipe), rows, device, rescale=rescale)
-    checkpoint = Checkpoint(to_arrays(vae.module), to_arrays(likelihood.module), adam, len(history))
-    recipes = vae.recipe, likelihood.recipe
-    return TrainingSetup(rows, images, observed, image_format, *recipes, checkpoint, tuple(history))
-
-
 def batch_size_for(n_images: int) -> int:
     """Return the size of batches that trains well on so many images: an epoch of few images needs small ones.
 
@@ -188,45 +127,6 @@ def max_epochs_for(n_images: int) -> int:
     """
     few = n_steps(n_images, _EPOCHS, batch_size_for(n_images)) < _FEW_STEPS
     return 2 * _EPOCHS if few else _EPOCHS
-
-
-def training_images(
-    image_format: ImageFormat, likelihood: nn.Module, rows: NDArray[Any], device: torch.device, *, rescale: bool | str
-) -> tuple[Tensor, Tensor | None]:
-    """Return the training images as the model sees them, and which of their pixels are known; None if all are.
-
-    Raises
-    ------
-    ValueError
-        If they are not rescaled and do not fit the likelihood.
-    """
-    images, observed = _seen_images(image_format, rows, device)
-    return _within_support(images, likelihood, rows, rescale=rescale), observed
-
-
-def _seen_images(image_format: ImageFormat, rows: NDArray[Any], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    images = torch.empty(len(rows), *image_format.frame_shape, device=device, dtype=torch.float32)
-    observed = None
-    # Training images say what is usual: they stay as they are.
-    image_format = replace(image_format, exposure=None, noise=None)
-    for part in image_format.slices(len(rows)):
-        seen = image_format.seen(image_format.to_padded_images(rows[part]), (-math.inf, math.inf), device)
-        images[part] = seen.images
-        if seen.observed is not None:
-            observed = torch.ones_like(images, dtype=torch.bool) if observed is None else observed
-            observed[part] = seen.observed
-    return images, observed
-
-
-def _within_support(images: Tensor, likelihood: nn.Module, rows: NDArray[Any], *, rescale: bool | str) -> Tensor:
-    """Clamp images, in place, to what the likelihood takes; without rescaling they must lie there."""
-    low, high = likelihood.support  # type: ignore[misc]
-    if not rescale and not low <= float(np.nanmin(rows)) <= float(np.nanmax(rows)) <= high:
-        raise ValueError(
-            f"{type(likelihood).__name__} needs pixels between {low:g} and {high:g}, but X has {np.nanmin(rows):g} to "
-            f"{np.nanmax(rows):g}. Use rescale='image' or likelihood='gaussian'."
-        )
-    return images.clamp_(low, high)
 
 
 def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, ...], batch_size: int) -> None:
@@ -252,9 +152,42 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
 
     Without an observer this is a part of a training whose end is not known: one epoch, of which nothing is held out.
     """
-    in_part, settings, pose_search = observer is None, parameters.settings, None
+    in_part = observer is None
     if in_part:
-        settings = replace(settings, max_epochs=1, patience=None)
+        settings = replace(parameters.settings, max_epochs=1, patience=None)
+        parameters = replace(parameters, settings=settings, validation_fraction=None)
+    parameters.progress.stage(TRAINING)
+    return _train(parameters, setup, observer, in_part=in_part, n_out=0 if in_part else _n_held_out(parameters, setup))
+
+
+def finish(aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, trained: Trained) -> Aligner:
+    """Train for a few more epochs on all images, those that were held out among them; the search stays as it is.
+
+    Not after early stopping, which ended where it was best, and not where training images have poses of their own.
+    """
+    settings = parameters.settings
+    if trained.held_out is None or settings.patience is not None or parameters.align_training:
+        return aligner
+    more = replace(
+        settings, max_epochs=max(1, round(_SHARE_FINISHING * settings.max_epochs)), lr=_LR_FINISHING * settings.lr
+    )
+    n_epochs = len(setup.history) + len(trained.history)
+    setup = replace(setup, checkpoint=Checkpoint(trained.vae, trained.likelihood, None, n_epochs))
+    parameters = replace(parameters, settings=more, validation_fraction=None, callbacks=())
+    parameters.progress.stage(FINISHING)
+    finished = trained_aligner(setup, _train(parameters, setup), parameters.pose, parameters.search)
+    return replace(finished, models=aligner.models)
+
+
+def _train(
+    parameters: FitParameters,
+    setup: TrainingSetup,
+    observer: EpochObserver | None = None,
+    *,
+    in_part: bool = False,
+    n_out: int = 0,
+) -> Trained:
+    settings, pose_search = parameters.settings, None
     if parameters.align_training:
         family = parameters.pose.family
         scale = setup.image_format.frame_prior(family, parameters.pose.scale)
@@ -266,8 +199,8 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
         vae_recipe=_packed(setup.vae_recipe),
         likelihood_recipe=_packed(setup.likelihood_recipe),
         settings=settings,
-        validation_fraction=None if in_part else parameters.validation_fraction,
-        n_held_out=0 if in_part else _n_held_out(parameters, setup),
+        validation_fraction=parameters.validation_fraction,
+        n_held_out=n_out,
         pose_search=pose_search,
         checkpoint=setup.checkpoint,
         in_part=in_part,
@@ -279,7 +212,6 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
     if not in_part:
         ignored = ["images", "observed", "callbacks", "progress", "observer"]
         run_or_recall = parameters.memory.cache(run, ignore=ignored)
-    parameters.progress.stage(TRAINING)
     return run_or_recall(
         config, setup.images, parameters.callbacks, parameters.progress, observer, observed=setup.observed
     )
@@ -310,12 +242,6 @@ def trained_aligner(setup: TrainingSetup, trained: Trained, pose: PoseSettings, 
         pose=pose,
         search=search,
     )
-
-
-def whole_history(setup: TrainingSetup, trained: Trained) -> History:
-    """Return the history of earlier epochs and of these, counted on."""
-    n = len(setup.history)
-    return [*setup.history, *({**epoch, "epoch": epoch["epoch"] + n} for epoch in trained.history)]
 
 
 def learn(

@@ -1,7 +1,7 @@
 """Half turns: poses of like images that differ by half a turn are made one.
 
-Joint training can learn a class in two poses, upright and upside down: then neither is worse than the other. What tells
-is a look at both: an image whose neighbours look like itself when they are turned by half is the odd one out, and turns.
+Joint training can learn a class in two poses, upright and upside down: then neither is worse than the other. A look at
+both tells: an image whose neighbours look like itself when they are turned by half is the odd one out, and turns.
 
 References
 ----------

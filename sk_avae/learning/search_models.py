@@ -31,7 +31,7 @@ from .perturbation import perturb, random_places
 from .proposer_training import train_proposer
 
 # Images that calibrate: one in five, at most so many, and how few make no sense.
-_N_HELD_OUT = 1000
+_N_HELD_OUT = 500
 _PER_HELD_OUT = 5
 _FEWEST_HELD_OUT = 16
 
@@ -74,7 +74,7 @@ def n_held_out(n_images: int) -> int:
     Examples
     --------
     >>> [n_held_out(n) for n in (63, 64, 500, 60_000)]
-    [0, 16, 100, 1000]
+    [0, 16, 100, 500]
     """
     if n_images < 4 * _FEWEST_HELD_OUT:
         return 0

@@ -48,7 +48,7 @@ def warn_of_few_images(aligner: Aligner, n_images: int) -> None:
     if missing and models.min_gain is None:
         who = f"the {' and the '.join(missing)} {'learns' if len(missing) == 1 else 'learn'}"
         _warn(
-            f"X has {n_images} images, and {who} from 100 or more that are not constant: the search goes without, as "
+            f"X has {n_images} images, and {who} from 64 or more that are not constant: the search goes without, as "
             f"with learned_starts=False and critic=False."
         )
 

@@ -73,6 +73,10 @@ class SearchModels:
     none_right: float = -math.inf
     report: AlignmentReport | None = None
 
+    def settings(self, search: SearchSettings, min_gain: float) -> SearchSettings:
+        """Return how a search reads what it finds."""
+        return replace(search, min_gain=min_gain, temperature=self.temperature, none_right=self.none_right)
+
 
 @methods_in_plain_torch
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Aligner:
             return self.search.min_gain
         if self.models.min_gain is None:
             raise ValueError(
-                "min_gain='auto' is learned from at least 100 images in the canonical pose that are not constant, but "
+                "min_gain='auto' is learned from at least 64 images in the canonical pose that are not constant, but "
                 "there were fewer, or the weights have changed since. Give more of them (to `from_vae` as X), `fit` "
                 "with warm_start=True, or say min_gain in nats."
             )
@@ -201,10 +205,7 @@ class Aligner:
         searched : Searched
         """
         model, initializer, seen = self.model, self.initializer, Told()
-        models = self.models
-        settings = replace(
-            self.search, min_gain=self.gate(), temperature=models.temperature, none_right=models.none_right
-        )
+        settings = self.models.settings(self.search, self.gate())
         with counting(len(rows), verbose) as more:
             for part in self.image_format.slices(len(rows), device_batch_factor(self.device)):
                 padded = self.image_format.to_padded_images(rows[part])
@@ -268,8 +269,7 @@ class Aligner:
 
     def transform_hypotheses(self, rows: NDArray[Any], *, verbose: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return canonical rows of all hypotheses, of shape (n, n_hypotheses, n_features), and their weights."""
-        precision = self.image_format.floats(rows.dtype)
-        images, weights = [], []
+        precision, images, weights = self.image_format.floats(rows.dtype), [], []
         for searched in self.search_rows(rows, verbose=verbose):
             hypotheses = searched.arrays["hypotheses"].astype(precision).swapaxes(0, 1)
             warped = [self._canonical(searched, rows, np.ascontiguousarray(alpha)) for alpha in hypotheses]

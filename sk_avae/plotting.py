@@ -2,6 +2,7 @@
 
 from .inspection import (
     AlignmentDisplay,
+    AlignmentReportDisplay,
     ELBOProfileDisplay,
     PoseHistogramDisplay,
     RobustnessCurveDisplay,
@@ -10,6 +11,7 @@ from .inspection import (
 
 __all__ = [
     "AlignmentDisplay",
+    "AlignmentReportDisplay",
     "ELBOProfileDisplay",
     "PoseHistogramDisplay",
     "RobustnessCurveDisplay",

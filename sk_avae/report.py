@@ -91,8 +91,8 @@ weights off by 0.20)
             share_half_turns=float((error > HALF_TURN).mean()),
             calibration_error=calibration_error(weight, right),
             mean_gain=float(gain.mean()),
-            weight=np.asarray(weight, dtype=np.float32),
-            right=np.asarray(right, dtype=bool),
+            weight=np.ascontiguousarray(weight, dtype=np.float32),
+            right=np.ascontiguousarray(right, dtype=bool),
         )
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ DOCUMENTED_OF = {
 # The last of parameters that moved to `ExpertSettings`.
 DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning, FutureWarning)
 DOCUMENTED_PHRASES = (
-    *("learns little", "valid feature names", "has feature names", "in other units", "from 100 or more that are not"),
+    *("learns little", "valid feature names", "has feature names", "in other units", "from 64 or more that are not"),
     *("Without effect", "has no effect", "for other poses", "have no pose", "far outside", "farther outside"),
 )
 LONGEST_CALL = 30  # seconds

@@ -159,7 +159,7 @@ PARAMETERS = {
     "`tol` negative": (lambda g: quick(tol=-1.0).fit(g.X), (ValueError, "tol == -1.0")),
     "`min_gain='auto'` with few images": (
         lambda g: quick(min_gain="auto").fit(g.X),
-        (ValueError, "learned from at least 100 images"),
+        (ValueError, "learned from at least 64 images"),
     ),
     "`min_gain='auto'` in `partial_fit`": (
         lambda g: quick(min_gain="auto").partial_fit(g.X),
@@ -172,7 +172,7 @@ PARAMETERS = {
     "`critic` set after `fit`": (lambda g: fresh(g, critic=True).align(g.Xt), said("critic=True has no effect")),
     "`critic` with few images": (
         lambda g: quick(critic=True).fit(g.X),
-        said("X has 40 images, and the critic learns from 100"),
+        said("X has 40 images, and the critic learns from 64"),
     ),
     "`batch_size` more than there are images": (
         same_as(lambda g: quick(batch_size=999).fit(g.X), lambda g: quick(batch_size=40).fit(g.X)),
@@ -221,7 +221,7 @@ PARAMETERS = {
     "`from_vae(background=nan)`": (lambda g: wrapped(background=np.nan), (ValueError, "background finite")),
     "`from_vae(X=few, min_gain='auto')`": (
         lambda g: wrapped(X=g.X / 255, min_gain="auto"),
-        (ValueError, "learned from at least 100"),
+        (ValueError, "learned from at least 64"),
     ),
     "`from_vae(module)` without a decoder": (
         lambda g: AVAEEstimator.from_vae(nn.Linear(3, 3), image_shape=(28, 28)),

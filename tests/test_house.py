@@ -258,8 +258,8 @@ def test_importing_the_package_does_not_import_matplotlib():
 
 def test_public_names():
     assert sk_avae.__all__ == [
-        *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentResult", "CanonicalizedClassifier"),
-        *("AlignmentReport", "AlignmentReportDisplay"),
+        *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentReport", "AlignmentReportDisplay"),
+        *("AlignmentResult", "CanonicalizedClassifier"),
         *("ELBOProfileDisplay", "ExpertSettings", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
         *("load", "save"),
     ]

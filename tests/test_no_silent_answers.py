@@ -214,7 +214,7 @@ def test_search_models_that_were_not_learned_are_missed_aloud(plain, digits, nam
 
 
 def test_too_few_images_for_search_models_are_named_by_fit(quick, digits):
-    with pytest.warns(UserWarning, match="X has 20 images, and the proposer and the critic learn from 100 or more"):
+    with pytest.warns(UserWarning, match="X has 20 images, and the proposer and the critic learn from 64 or more"):
         quick(critic=True, learned_starts=True).fit(digits.X[:20])
 
 

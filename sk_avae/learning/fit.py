@@ -25,6 +25,7 @@ from .search_models import (
     CALIBRATING,
     CHOOSING,
     PROPOSING,
+    CanonicalImages,
     Recall,
     Wanted,
     learn_search_models,
@@ -163,17 +164,17 @@ def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserv
 def finish(aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, trained: Trained) -> Aligner:
     """Train for a few more epochs on all images, those that were held out among them; the search stays as it is.
 
-    Not after early stopping, which ended where it was best, and not where training images have poses of their own.
+    Not where the caller held images out, and not where training images have poses of their own.
     """
     settings = parameters.settings
-    if trained.held_out is None or settings.patience is not None or parameters.align_training:
+    if trained.held_out is None or parameters.validation_fraction or parameters.align_training:
         return aligner
     more = replace(
         settings, max_epochs=max(1, round(_SHARE_FINISHING * settings.max_epochs)), lr=_LR_FINISHING * settings.lr
     )
     n_epochs = len(setup.history) + len(trained.history)
     setup = replace(setup, checkpoint=Checkpoint(trained.vae, trained.likelihood, None, n_epochs))
-    parameters = replace(parameters, settings=more, validation_fraction=None, callbacks=())
+    parameters = replace(parameters, settings=more, callbacks=())
     parameters.progress.stage(FINISHING)
     finished = trained_aligner(setup, _train(parameters, setup), parameters.pose, parameters.search)
     return replace(finished, models=aligner.models)
@@ -323,16 +324,14 @@ def _with_search_models(
         # Nothing is free to move.
         return replace(aligner, models=replace(aligner.models, min_gain=0.0))
     search = replace(aligner.search, min_gain=0.0)
-    typical = aligner.initializer.typical
+    unseen = None if held_out is None else torch.from_numpy(np.array(held_out))
     models = learn_search_models(
         model,
-        images,
-        typical,
+        CanonicalImages(images, aligner.initializer.typical, unseen),
         parameters.wanted,
         search,
         generator=generator,
         progress=parameters.progress,
-        held_out=None if held_out is None else torch.from_numpy(np.array(held_out)),
         recall=_recall(aligner, parameters.memory),
     )
     if models is None:

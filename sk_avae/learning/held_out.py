@@ -30,8 +30,8 @@ _N_POSES = 300
 # Share of images that score less at their proposals, and are given the whole table.
 _UNSURE = 0.01
 
-# Of the poses so many tell the first weights, and of the images so many the gate.
-_N_FEW = 500
+# So many of the poses tell the first weights.
+_N_FIRST = 200
 
 # Share of upright images that an "auto" gate lets move, and the share whose gains tell how the largest are spread.
 _FALSE_ALARMS = 0.01
@@ -69,7 +69,7 @@ def calibrated(
         The spread of the poses in units of the frame.
     """
     proposer, density = initializer.proposer, model.density
-    n_images, upright = len(held_out), held_out[:_N_FEW]
+    n_images, upright = len(held_out), held_out
     held_out = held_out.repeat(max(1, math.ceil(_N_POSES / n_images)), 1, 1, 1)
     places = random_places(model, held_out, generator)
     true = places.alpha
@@ -83,7 +83,7 @@ def calibrated(
         return find_hypotheses(model, held_out[some], initializer, several, places.of(some))
 
     if critic is not None or proposer is not None:
-        few = found_by(model, initializer, slice(_N_FEW))
+        few = found_by(model, initializer, slice(_N_FIRST))
         model, initializer = _heard(model, initializer, critic, few)
     # Now critic and proposer have their say in the search itself.
     found = found_by(model, initializer, slice(None))

@@ -95,7 +95,7 @@ class TrainingPoses:
         self.n_fresh = _FIRST_FRESH
         self.n_agreeing = n_agreeing
         self._generator = torch.Generator().manual_seed(seed)
-        if n_agreeing:
+        if bool(self.alpha.any()):
             self.merge_half_turns()
         self._mean = self.canonical_images().mean(dim=0) if bool(self.alpha.any()) else None
         self._n_calls = 0

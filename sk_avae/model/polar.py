@@ -42,6 +42,8 @@ class PolarNetwork(nn.Module):
         (n_channels, height, width).
     n_outputs : int
         Numbers per angle.
+    dropout : float, default=0.0
+        Share of each angle's features that training leaves out: few images would be learned by heart.
 
     Examples
     --------
@@ -49,7 +51,7 @@ class PolarNetwork(nn.Module):
     torch.Size([5, 48, 2])
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], n_outputs: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], n_outputs: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         channels, height, width = image_shape
         self.aspect = width / height
@@ -58,6 +60,7 @@ class PolarNetwork(nn.Module):
         n_readings = channels * _N_RINGS
         self.rings = nn.Parameter(torch.randn(n_readings, _CHANNELS, N_ANGLES) / math.sqrt(n_readings * N_ANGLES))
         self.bias = nn.Parameter(torch.zeros(_CHANNELS))
+        self.dropout = dropout
         self.head = nn.Sequential(EvenLinear(_CHANNELS, _HIDDEN), nn.ReLU(), EvenLinear(_HIDDEN, n_outputs))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ class PolarNetwork(nn.Module):
         analysis, synthesis = _fourier_matrices(images)
         found = _correlated(_coefficients(self._readings(images), analysis), _coefficients(self.rings, analysis))
         hidden = (synthesis @ found.view(N_ANGLES, -1)).view(N_ANGLES * len(images), _CHANNELS)
-        out = self.head(F.relu(hidden + self.bias))
+        out = self.head(F.dropout(F.relu(hidden + self.bias), self.dropout, self.training and self.dropout > 0))
         return out.view(N_ANGLES, len(images), -1).transpose(0, 1)  # type: ignore[no-any-return]
 
     def _readings(self, images: Tensor) -> Tensor:

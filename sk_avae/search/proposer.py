@@ -47,6 +47,8 @@ _N_MODES = 4
 _FAINT = 0.003
 # An image is sure of its modes if they hold as much.
 _SURE = 0.6
+# The probability of what it has not learned: it never rules a pose out.
+_NOT_SEEN = 0.02
 # How far from the angle of its bin, in half bins, and from the moments a proposal may lie.
 _LARGEST_OFFSET = 2.0
 _LARGEST_REST = 1.5
@@ -63,6 +65,8 @@ class Proposer(nn.Module):
         Whose poses are proposed.
     convolutional : bool, default=False
         Whether it has the network of version 0.1, convolutions that look at 36 angles: files of then have its weights.
+    dropout : float, default=0.0
+        See `polar.PolarNetwork`.
 
     Attributes
     ----------
@@ -86,7 +90,9 @@ class Proposer(nn.Module):
     floor: Tensor
     reach: Tensor
 
-    def __init__(self, image_shape: tuple[int, int, int], family: str, *, convolutional: bool = False) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], family: str, *, convolutional: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.family = family
         self.n_params = len(parameters_of(family))
@@ -98,7 +104,7 @@ class Proposer(nn.Module):
             self.layers = _convolutions(image_shape, self.n_angles * n_outputs)
             self.widest = 16 * -(-image_shape[1] // 2) * -(-image_shape[2] // 2)
         else:
-            self.network = PolarNetwork(image_shape, n_outputs)
+            self.network = PolarNetwork(image_shape, n_outputs, dropout=dropout)
             self.widest = self.network.widest
         # Not `torch.eye`: on the meta device, on which files are checked, that imports for two seconds.
         self.register_buffer("metric", torch.zeros(self.n_params, self.n_params).fill_diagonal_(1))
@@ -344,7 +350,9 @@ class PoseInitializer:
 
     def _posterior(self, model: AVAE, images: Tensor, base: Tensor | None, out: Tensor, weight: float) -> PosePosterior:
         assert self.proposer is not None
-        return PosePosterior(model, images, base, out[:, :, 0].log_softmax(dim=1), self.proposer.n_angles, weight)
+        share = out[:, :, 0].softmax(dim=1)
+        log_share = ((1 - _NOT_SEEN) * share + _NOT_SEEN / share.shape[1]).log()
+        return PosePosterior(model, images, base, log_share, self.proposer.n_angles, weight)
 
     def agreement(self, model: AVAE, images: Tensor, alpha: Tensor) -> Tensor:
         """Return how well the proposer agrees with poses, of shape (n,); one half, which says nothing, without one."""

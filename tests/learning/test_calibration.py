@@ -16,6 +16,12 @@ pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 INFINITE = math.inf
 
 
+def calibrated(scores, energy, right):
+    """Temperature and weight of one opinion."""
+    found = calibrate(scores[:, :, None], energy, right)
+    return found.temperature, found.weights[0]
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -32,14 +38,14 @@ def synthetic(temperature, weight=0.0, n=6000, k=4):
 @pytest.mark.parametrize("temperature", [3.0, 20.0, 150.0])
 def test_calibration_recovers_a_known_temperature(temperature):
     _, energy, right = synthetic(temperature)
-    found, _ = calibrate(torch.zeros_like(energy), energy, right)
+    found, _ = calibrated(torch.zeros_like(energy), energy, right)
     assert found == pytest.approx(temperature, rel=0.1)
 
 
 @pytest.mark.parametrize(("temperature", "weight"), [(10.0, 1.5), (40.0, 0.5)])
 def test_calibration_recovers_the_weight_of_the_critic_in_nats(temperature, weight):
     scores, energy, right = synthetic(temperature, weight)
-    found, nats = calibrate(scores, energy, right)
+    found, nats = calibrated(scores, energy, right)
     assert found == pytest.approx(temperature, rel=0.1)
     assert nats == pytest.approx(weight * temperature, rel=0.15)
 
@@ -47,32 +53,32 @@ def test_calibration_recovers_the_weight_of_the_critic_in_nats(temperature, weig
 def test_a_critic_that_knows_nothing_gets_no_weight():
     _, energy, right = synthetic(10.0)
     noise = torch.randn(energy.shape, generator=generator(9))
-    _, nats = calibrate(noise, energy, right)
+    _, nats = calibrated(noise, energy, right)
     assert nats < 2
 
 
 def test_a_common_shift_of_an_image_s_energies_means_nothing():
     scores, energy, right = synthetic(10.0, 1.0, n=800)
     shifted = energy + 500 * torch.randn(800, 1, generator=generator(4))
-    assert calibrate(scores, shifted, right) == pytest.approx(calibrate(scores, energy, right), rel=1e-3)
+    assert calibrated(scores, shifted, right) == pytest.approx(calibrated(scores, energy, right), rel=1e-3)
 
 
 def test_repetitions_and_images_that_teach_nothing_do_not_count():
     scores, energy, right = synthetic(10.0, 1.0, n=800)
-    expected = calibrate(scores, energy, right)
+    expected = calibrated(scores, energy, right)
     repeated = [torch.cat([tensor, tensor[:, -1:]], dim=1) for tensor in (scores, energy, right)]
     repeated[1][:, -1], repeated[2][:, -1] = -INFINITE, False
-    assert calibrate(*repeated) == pytest.approx(expected, rel=1e-6)
+    assert calibrated(*repeated) == pytest.approx(expected, rel=1e-6)
     for answer in (False, True):
         more = [torch.cat([tensor, tensor]) for tensor in (scores, energy, right)]
         more[2][800:] = answer
-        assert calibrate(*more) == pytest.approx(expected, rel=1e-6)
+        assert calibrated(*more) == pytest.approx(expected, rel=1e-6)
 
 
 def test_nothing_to_learn_from_takes_the_elbo_at_its_word():
     scores, energy, _ = synthetic(10.0, n=5)
     for answer in (False, True):
-        assert calibrate(scores, energy, torch.full((5, 4), answer)) == (1.0, 1.0)
+        assert calibrated(scores, energy, torch.full((5, 4), answer)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("perfect", [True, False])
@@ -80,7 +86,7 @@ def test_the_temperature_stays_within_bounds(perfect):
     energy = torch.randn(300, 4, generator=generator()) * (1e3 if perfect else 1e-3)
     best = energy.argmax(dim=1, keepdim=True)
     right = torch.zeros(300, 4, dtype=torch.bool).scatter_(1, best if perfect else (best + 1) % 4, True)
-    temperature, nats = calibrate(torch.zeros_like(energy), energy, right)
+    temperature, nats = calibrated(torch.zeros_like(energy), energy, right)
     assert 1 <= temperature <= 1000
     assert math.isfinite(nats)
 
@@ -97,7 +103,7 @@ def test_calibration_finds_the_best_temperature_and_weight(seed):
     def loss(temperature, weight):
         return float(choice_loss(scores * weight + log_joint / temperature, right))
 
-    temperature, weight = calibrate(scores, log_joint, right)
+    temperature, weight = calibrated(scores, log_joint, right)
     grid = [(math.exp(t), math.exp(w)) for t in range(7) for w in range(-5, 6)]
     assert loss(temperature, weight / temperature) < min(loss(*point) for point in grid) + 1e-2
 
@@ -106,7 +112,7 @@ def test_a_long_step_of_the_line_search_does_no_harm():
     """What a critic said of hypotheses for 100 digits: from here the line search stepped to a weight of e^800."""
     with np.load(Path(__file__).parents[1] / "data" / "choices.npz") as choices:
         scores, log_joint, right = (torch.from_numpy(choices[name]) for name in ("scores", "log_joint", "right"))
-    temperature, weight = calibrate(scores, log_joint, right)
+    temperature, weight = calibrated(scores, log_joint, right)
     assert temperature == pytest.approx(2.27, abs=0.05)  # the optimum of a grid
     assert weight / temperature == pytest.approx(1.64, abs=0.05)
 

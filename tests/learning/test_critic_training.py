@@ -10,7 +10,7 @@ from torch import nn
 from sk_avae.learning.calibration import calibrate
 from sk_avae.learning.critic_training import choice_loss, critic_scores, critic_scores_in_batches, train_critic
 from sk_avae.learning.hypotheses import Hypotheses, find_hypotheses
-from sk_avae.learning.perturbation import random_poses
+from sk_avae.learning.perturbation import Places, random_poses
 from sk_avae.model.critic import Critic
 from sk_avae.progress import SILENT, Progress
 from sk_avae.search.settings import SearchSettings
@@ -34,7 +34,7 @@ def held_out(model, starts, digits):
     """Hypotheses for 400 test digits, found without knowing the truth."""
     images = tensors(digits.X_test[:400])
     true = random_poses(400, model.family, model.scale, generator(5))
-    return find_hypotheses(model, images, starts, SEARCH, true=true)
+    return find_hypotheses(model, images, starts, SEARCH, Places(true))
 
 
 def new_critic(shape=(1, 28, 28), seed=0):
@@ -104,7 +104,7 @@ def test_judging_in_blocks_gives_the_same_scores_without_a_graph(model, held_out
 def shown(model, starts, digits, n=1200):
     images = tensors(digits.X[:n])
     true = random_poses(n, model.family, model.scale, generator())
-    return find_hypotheses(model, images, starts, SEARCH, true=true)
+    return find_hypotheses(model, images, starts, SEARCH, Places(true))
 
 
 def trained(model, hypotheses, seed=0, progress=SILENT):
@@ -139,7 +139,7 @@ def test_a_trained_critic_chooses_better_than_chance_and_helps_the_elbo(model, l
     untrained = critic_scores_in_batches(model, new_critic(), held_out)
     assert accuracy(untrained) < chance + 0.15
     assert accuracy(scores) > chance + 0.25
-    temperature, weight = calibrate(scores, held_out.log_joint, held_out.right)
+    temperature, (weight,) = calibrate(scores[:, :, None], held_out.log_joint, held_out.right)
     assert temperature > 1
     assert accuracy(weight * scores + held_out.log_joint) > accuracy(held_out.log_joint)
 

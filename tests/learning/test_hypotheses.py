@@ -8,7 +8,7 @@ import torch
 
 from sk_avae.learning import hypotheses
 from sk_avae.learning.hypotheses import align_in_parts, find_hypotheses, is_right, propose_hypotheses
-from sk_avae.learning.perturbation import random_poses
+from sk_avae.learning.perturbation import Places, random_poses
 from sk_avae.model.affine import compose, to_matrix, with_reflection
 from sk_avae.search.objective import step_units
 from sk_avae.search.proposer import Proposer, propose
@@ -52,7 +52,7 @@ def test_the_mirror_image_is_wrong():
 def test_hypotheses_are_those_of_images_perturbed_by_the_truth(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    found = find_hypotheses(model, images, starts, SEARCH, true=true)
+    found = find_hypotheses(model, images, starts, SEARCH, Places(true))
     assert found.alpha.shape == (40, 4, 4)
     truth = model.matrix(true, images)
     # Warped by the truth, the perturbed digit is the digit again.
@@ -74,7 +74,7 @@ def test_proposals_are_the_modes_of_the_proposer_and_a_pose_near_the_truth(model
     offset = torch.eye(2, 3).repeat(60, 1, 1)
     with torch.random.fork_rng(devices=[]):
         proposer = Proposer((1, 28, 28), model.family).eval().requires_grad_(False)
-    found = propose_hypotheses(model, images, proposer, None, true=true, offset=offset, generator=generator())
+    found = propose_hypotheses(model, images, proposer, None, places=Places(true, offset), generator=generator())
     modes = propose(proposer, model, found.images, None)[0]
     assert torch.equal(found.alpha[:, :-1], modes[:, : found.alpha.shape[1] - 1])
     assert ((found.alpha[:, -1] - true).abs() < 4 * step_units(model, images)).all()
@@ -91,7 +91,7 @@ def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
     true = torch.zeros(20, len(model.scale))
     offset = torch.eye(2, 3).repeat(20, 1, 1)
     offset[:, :, 2] = torch.tensor([2.0, -3.0]) * 2 / 28
-    found = find_hypotheses(model, images, starts, SEARCH, true=true, offset=offset)
+    found = find_hypotheses(model, images, starts, SEARCH, Places(true, offset))
     moved = images.roll((-3, 2), dims=(2, 3))
     assert torch.allclose(found.images, moved, atol=1e-5)
 
@@ -99,9 +99,9 @@ def test_images_are_as_far_off_centre_as_was_said(model, starts, digits):
 def test_hypotheses_of_an_image_do_not_depend_on_the_others(model, starts, digits):
     images = tensors(digits.X[:40])
     true = random_poses(40, model.family, model.scale, generator())
-    whole = find_hypotheses(model, images, starts, SEARCH, true=true)
+    whole = find_hypotheses(model, images, starts, SEARCH, Places(true))
     rows = slice(11, 18)
-    part = find_hypotheses(model, images[rows], starts, SEARCH, true=true[rows])
+    part = find_hypotheses(model, images[rows], starts, SEARCH, Places(true[rows]))
     for name, tensor in part._asdict().items():
         assert torch.equal(tensor, getattr(whole, name)[rows]), name
 
@@ -120,7 +120,7 @@ def test_no_hypothesis_is_given_up_whatever_the_temperature(model, starts, digit
     images = tensors(digits.X[:20])
     true = random_poses(20, model.family, model.scale, generator())
     cold, hot = (
-        find_hypotheses(model, images, starts, replace(SEARCH, temperature=temperature), true=true)
+        find_hypotheses(model, images, starts, replace(SEARCH, temperature=temperature), Places(true))
         for temperature in (1e-3, 1e3)
     )
     for name, tensor in cold._asdict().items():

@@ -7,7 +7,7 @@ import torch
 from posed_digits import TYPICAL, avae_of, digits
 
 from sk_avae.learning import proposer_training
-from sk_avae.learning.perturbation import perturb, random_places, random_poses
+from sk_avae.learning.perturbation import Places, perturb, random_places, random_poses
 from sk_avae.learning.proposer_training import proposal_loss, train_proposer
 from sk_avae.model.affine import FAMILIES, parameters_of, with_reflection
 from sk_avae.model.polar import N_ANGLES
@@ -121,7 +121,7 @@ def test_an_image_that_is_off_centre_is_so_before_it_is_perturbed(monkeypatch):
     true = random_poses(20, "rotation", model.scale, generator())
     offset = torch.eye(2, 3).repeat(20, 1, 1)
     offset[:, :, 2] = torch.tensor([2.0, -3.0]) * 2 / 28
-    monkeypatch.setattr(proposer_training, "random_places", lambda *args: (true, offset))
+    monkeypatch.setattr(proposer_training, "random_places", lambda *args: Places(true, offset))
     monkeypatch.setattr(
         proposer_training, "proposal_loss", lambda *args: shown.append(args[2:]) or args[0](args[2])[0].sum()
     )
@@ -149,7 +149,7 @@ def test_a_trained_proposer_tells_poses_that_it_has_not_seen():
     train_proposer(proposer, model, images, None, max_epochs=20, generator=generator(), progress=SILENT)
     test = digits("test", 300)
     true = random_poses(300, "rotation", model.scale, generator(5))
-    loss = proposal_loss(proposer.eval(), model, perturb(model, test, model.matrix(true, test)), true).item()
+    loss = proposal_loss(proposer.eval(), model, perturb(model, test, Places(true))[0], true).item()
     assert loss < math.log(N_ANGLES) - 0.5
 
 

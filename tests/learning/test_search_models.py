@@ -16,7 +16,7 @@ from sk_avae import AVAEEstimator
 from sk_avae.learning import search_models
 from sk_avae.learning.critic_training import train_critic
 from sk_avae.learning.hypotheses import is_right
-from sk_avae.learning.search_models import Wanted, learn_search_models
+from sk_avae.learning.search_models import CanonicalImages, Wanted, learn_search_models
 from sk_avae.model.affine import to_matrix, wrap_angle
 from sk_avae.model.critic import Critic
 from sk_avae.progress import SILENT
@@ -63,7 +63,7 @@ def test_fit_sets_what_the_documentation_names(fitted_with_critic, fitted):
     assert list(fitted.pose_spread_) == ["angle"]
 
 
-@pytest.mark.parametrize(("n", "learned"), [(1, False), (99, False), (100, True)])
+@pytest.mark.parametrize(("n", "learned"), [(1, False), (63, False), (64, True)])
 def test_too_few_images_leave_no_critic_and_the_elbo_at_its_word(small_avae, digits, turned, n, learned):
     model = small_avae(critic=True, **QUICK).fit(digits.X[:n])
     assert (model.critic_ is not None) == learned
@@ -72,15 +72,15 @@ def test_too_few_images_leave_no_critic_and_the_elbo_at_its_word(small_avae, dig
     assert (model.min_gain_ is not None) == learned
     assert model.transform(turned.X[:5]).shape == (5, 785)
     result = model.align(turned.X[:5])
-    assert_allclose(result.hypothesis_weight.sum(axis=1), 1, rtol=1e-6)
+    assert (result.hypothesis_weight.sum(axis=1) < 1 + 1e-6).all()
     assert np.isfinite(result.confidence).all()
     model.set_params(min_gain="auto")
     if learned:
         assert model.transform(turned.X[:5]).shape == (5, 785)
     else:
-        with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 100 images"):
+        with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 64 images"):
             model.transform(turned.X[:5])
-        with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 100 images"):
+        with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 64 images"):
             clone(model).fit(digits.X[:n])
 
 
@@ -135,8 +135,7 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
     def learned(images, seed=0, with_critic=False):
         return learn_search_models(
             fitted._aligner().model,
-            images,
-            None,
+            CanonicalImages(images),
             Wanted(proposer=False, critic=with_critic, max_epochs=1),
             SearchSettings(4, 1, 5, 1e-2),
             generator=torch.Generator().manual_seed(seed),
@@ -155,13 +154,13 @@ def test_what_is_learned_follows_the_generator_and_the_images(fitted, digits):
     for name, tensor in critics[0].state_dict().items():
         assert torch.equal(tensor, critics[1].state_dict()[name]), name
     # Blank images are left out wherever they stand: here there are too few others.
-    assert learned(torch.cat([torch.zeros(500, 1, 28, 28), images[:99]])) is None
+    assert learned(torch.cat([torch.zeros(500, 1, 28, 28), images[:63]])) is None
 
 
 # ---------------------------------------------------------------- the critic's say
 
 
-@pytest.mark.parametrize(("n_images", "n_shown"), [(400, 900), (6000, 10_000), (20_000, 12_000)])
+@pytest.mark.parametrize(("n_images", "n_shown"), [(400, 2560), (6000, 11_000), (20_000, 12_000)])
 def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, monkeypatch, n_images, n_shown):
     seen = []
 
@@ -170,6 +169,7 @@ def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sk_avae.learning.search_models.propose_hypotheses", shown)
+    monkeypatch.setattr("sk_avae.learning.search_models._are_mirrored_too", lambda *args: False)
     untaught = SimpleNamespace(metric=torch.zeros(1, 1))
     monkeypatch.setattr("sk_avae.learning.search_models._trained_proposer", lambda *args, **kwargs: untaught)
     monkeypatch.setattr("sk_avae.learning.search_models.typical_metric", lambda objective: torch.zeros(1, 1))
@@ -178,8 +178,7 @@ def test_few_images_are_perturbed_several_times_for_the_critic(fitted, digits, m
     with pytest.raises(KeyboardInterrupt):
         learn_search_models(
             fitted._aligner().model,
-            images,
-            None,
+            CanonicalImages(images),
             Wanted(proposer=False, critic=True, max_epochs=1),
             SearchSettings(4, 2, 5, 0.1),
             generator=torch.Generator().manual_seed(0),
@@ -212,7 +211,11 @@ def test_the_gain_is_what_the_score_says(choosy, found, stretched):
         moments = model.moments(images)
         best = model.elbo(images, alpha) + model.log_prior_of(images, alpha, moments)
         best = best + model.critic_score(images, alpha)
+        said = choosy._aligner().initializer.posterior(model, images)
+        weight, rows = choosy.aligner_.models.proposer_weight, torch.arange(len(images))
+        best = best + weight * said.at(rows, alpha)
         identity = model.elbo(images) + model.log_prior_of(images, 0 * alpha, moments) + model.critic(images)
+        identity = identity + weight * said.at(rows, 0 * alpha)
     moved = found.alpha[:100].any(axis=1)
     assert_allclose(found.gain[:100][moved], (best - identity).numpy()[moved], rtol=1e-3, atol=0.05)
     assert_array_equal(moved, found.gain[:100] > 0)
@@ -229,22 +232,23 @@ def probability_of_right(result, true):
     return (result.hypothesis_weight * is_one).sum(axis=1), is_one.any(axis=1)
 
 
-def test_weights_sum_to_one_best_first(found):
-    assert_allclose(found.hypothesis_weight.sum(axis=1), 1, rtol=1e-5)
+def test_weights_are_probabilities_best_first_and_leave_something_to_none(found):
+    total = found.hypothesis_weight.sum(axis=1)
+    assert ((total > 0.5) & (total < 1)).all()
     assert (np.diff(found.hypothesis_weight, axis=1) <= 0).all()
     assert_array_equal(found.hypotheses[:, 0], found.alpha)
 
 
 def test_probabilities_are_calibrated_on_held_out_digits(choosy, found, stretched):
-    """Among images for which a right pose was found, as many are right as their probabilities say."""
+    """As many are right as their probabilities say."""
     _, answerable = probability_of_right(found, stretched.alpha)
-    chosen = right(found.alpha, stretched.alpha)[answerable]
-    said = found.hypothesis_weight[answerable, 0]
+    chosen = right(found.alpha, stretched.alpha)
+    said = found.hypothesis_weight[:, 0]
     assert abs(said.mean() - chosen.mean()) < 0.07
-    sure = said > 0.9
+    sure = said > 0.8
     assert chosen[sure].mean() > chosen[~sure].mean() + 0.03
     # The ELBO taken at its word is far too sure of itself.
-    learn(choosy, temperature=1.0)
+    learn(choosy, temperature=1.0, none_right=-np.inf)
     literal, _ = probability_of_right(choosy.align(stretched.X), stretched.alpha)
     learned, _ = probability_of_right(found, stretched.alpha)
 
@@ -259,7 +263,8 @@ def test_all_hypotheses_are_returned_as_images_the_best_one_as_by_transform(choo
     images, weights = choosy.transform_hypotheses(X)
     assert images.shape == (40, 3, 784)
     assert_array_equal(images[:, 0], choosy.transform(X)[:, :784])
-    assert_array_equal(weights.astype(np.float32), found.hypothesis_weight[:40])
+    expected = found.hypothesis_weight[:40] / found.hypothesis_weight[:40].sum(axis=1, keepdims=True)
+    assert_allclose(weights, expected, rtol=1e-5)
     result = choosy.align(X)
     for j in range(3):
         back = choosy.inverse_transform(np.hstack([images[:, j], result.hypotheses[:, j]]))
@@ -452,7 +457,8 @@ def test_every_field_of_a_row_is_the_same_alone_and_in_any_batch(
             assert_array_equal(part[name], values[rows], err_msg=name)
     images, weights = model.transform_hypotheses(X)
     assert_array_equal(model.transform_hypotheses(X[order])[0], images[order])
-    assert_array_equal(weights, whole["hypothesis_weight"])
+    weight = whole["hypothesis_weight"]
+    assert_array_equal(weights, weight / weight.sum(axis=1, keepdims=True))
 
 
 # ---------------------------------------------------------------- around a VAE of the user's own
@@ -477,10 +483,10 @@ def test_from_vae_learns_to_choose_from_images(fitted_with_critic, digits, stret
     assert bare.critic_ is None
     assert (bare.temperature_, bare.min_gain_) == (1.0, None)
     assert bare.transform(stretched.X[:2]).shape == (2, 788)
-    with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 100 images"):
+    with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 64 images"):
         around(min_gain="auto")
-    with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 100 images"):
-        around(X=digits.X[:99], min_gain="auto")
+    with pytest.raises(ValueError, match="min_gain='auto' is learned from at least 64 images"):
+        around(X=digits.X[:63], min_gain="auto")
     assert around(padding="reflect", pad=0).transform(stretched.X[:2]).shape == (2, 788)
 
 

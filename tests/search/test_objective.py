@@ -100,7 +100,7 @@ def test_a_wide_vae_or_critic_is_asked_about_fewer_at_once():
             return super().forward(seen)
 
     model = replace(avae_of(), critic=Wide())
-    Objective(model, images).critic_score(torch.zeros(90, dtype=torch.long), torch.zeros(90, 1))
+    Objective(model, images).opinion(torch.zeros(90, dtype=torch.long), torch.zeros(90, 1))
     # 40, 40 and 10, which is filled up to 16.
     assert sizes["critic"] == 16
 
@@ -110,8 +110,8 @@ def test_the_identity_is_the_image_as_it_came():
     model = replace(avae_of(), critic=Tops())
     objective = Objective(model, images)
     torch.testing.assert_close(objective.elbo_identity(), model.elbo(images).detach(), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(objective.critic_score_identity(), Tops()(images))
-    assert not Objective(avae_of(), images).critic_score_identity().any()
+    torch.testing.assert_close(objective.opinion_of_identity(), Tops()(images))
+    assert not Objective(avae_of(), images).opinion_of_identity().any()
 
 
 def test_the_critic_sees_the_canonical_image_of_each_pair():
@@ -119,8 +119,8 @@ def test_the_critic_sees_the_canonical_image_of_each_pair():
     model = replace(avae_of("affine"), critic=Tops())
     rows, poses = pairs(model, 10, 25)
     canonical = model.canonical(images[rows], model.matrix(poses, images))
-    torch.testing.assert_close(Objective(model, images).critic_score(rows, poses), Tops()(canonical))
-    assert not Objective(avae_of("affine"), images).critic_score(rows, poses).any()
+    torch.testing.assert_close(Objective(model, images).opinion(rows, poses), Tops()(canonical))
+    assert not Objective(avae_of("affine"), images).opinion(rows, poses).any()
 
 
 @every_family

@@ -272,21 +272,22 @@ def test_images_below_the_floor_get_the_whole_table(fitted, turned):
 
 
 def test_learned_starts_lose_nothing_to_the_table(fitted, turned):
-    losses = {
-        learned: copy.deepcopy(fitted).set_params(learned_starts=learned).negative_elbo(turned.X).mean()
+    found = {
+        learned: copy.deepcopy(fitted).set_params(learned_starts=learned).align(turned.X).hypothesis_elbo
         for learned in (True, False)
     }
-    assert losses[True] < losses[False] + 0.5
+    # The best of what was found: which of it is chosen is not the ELBO's business alone.
+    assert found[True].max(axis=1).mean() > found[False].max(axis=1).mean() - 0.5
 
 
 def test_images_unlike_any_training_image_are_aligned_as_without(fitted):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (20, 784)).astype(np.uint8)
-    losses = [
-        copy.deepcopy(fitted).set_params(learned_starts=learned, n_refine=4).negative_elbo(noise)
+    best = [
+        copy.deepcopy(fitted).set_params(learned_starts=learned, n_refine=4).align(noise).hypothesis_elbo.max(axis=1)
         for learned in (True, False)
     ]
-    assert losses[0].mean() < losses[1].mean() + 5
+    assert best[0].mean() > best[1].mean() - 5
 
 
 # ---------------------------------------------------------------- the estimator
@@ -305,7 +306,7 @@ def test_turned_off_later_it_is_as_if_it_never_was(small_avae, digits, turned):
 
 
 def test_too_few_images_leave_no_proposer(small_avae, digits):
-    assert small_avae(max_epochs=1).fit(digits.X[:99]).proposer_ is None
+    assert small_avae(max_epochs=1).fit(digits.X[:63]).proposer_ is None
 
 
 @pytest.mark.parametrize("changed", [{"family": "rigid"}, {"allow_reflection": True}, {"alpha_prior": {"angle": 0.1}}])

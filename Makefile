@@ -11,7 +11,7 @@ SAMPLE ?= 60
 JOBS ?= 2
 
 .PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
-.PHONY: bench-fit bench-images bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-confidence bench-perturbed bench-import
+.PHONY: bench-fit bench-zoo bench-images bench-rotation bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-confidence bench-perturbed bench-import
 
 help:
 	@echo "Use it"
@@ -34,6 +34,7 @@ help:
 	@echo "  make bench-defaults MNIST=folder ZOO=folder         epochs, restarts and refinements that \"auto\" stands for"
 	@echo "  make bench-confidence ZOO=folder                    how many wrong poses the least confident images hold"
 	@echo "  make bench-fit ZOO=folder MNIST=folder              what a fit costs beside its VAE, and one image alone"
+	@echo "  make bench-zoo ZOO=folder [QUICK=--quick]           other people's images: accuracy, right poses, what fit foretold"
 	@echo "  make bench-images ZOO=folder MNIST=folder           dark, noisy, incomplete and large images"
 	@echo "  make bench-perturbed                                restarts that a grid search takes, by upright and by turned folds"
 	@echo "  make bench-import                                   time of import, against torch, skorch and scikit-learn"
@@ -145,6 +146,10 @@ bench-fit: env
 	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-fit ZOO=folder MNIST=folder"; exit 2; }
 	$(NEEDS_MNIST)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fitting.py $(ZOO) $(MNIST) --grid
+
+bench-zoo: env
+	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-zoo ZOO=folder"; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py $(ZOO) $(QUICK)
 
 bench-images: env
 	@test -n "$(ZOO)" || { echo "Say where sets of images (.npz) are: make bench-images ZOO=folder MNIST=folder"; exit 2; }

@@ -48,8 +48,8 @@ _MOST_COPIES = 8
 _FEW = 3000
 _LESS_PROBABLE = 2.0
 
-# Dropout of the proposer: with 120 faces a third more poses are right, with 1,000 digits 2 points fewer.
-_MOST_DROPOUT, _PER_DROPOUT = 0.3, 60.0
+# Dropout of the proposer: of 120 faces .3 finds 7 points more right poses, of 1,000 digits 2 points fewer.
+_MOST_DROPOUT, _PER_DROPOUT = 0.3, 100.0
 
 # Images whose curvature is measured.
 _N_CURVED = 256

@@ -77,7 +77,7 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
 
     `fit` trains a VAE. Afterwards it finds, for each image, the affine pose `alpha` whose removal makes the evidence
     lower bound (ELBO) highest: many starting poses are screened, the best few refined. `transform` returns the images
-    in the training pose, with alpha appended.
+    in the training pose, with alpha appended. `alignment_report_` says how many poses of held-out images came back.
 
     The first five parameters are those that most people set. The others come in groups: model, pose, search, training,
     running.
@@ -94,7 +94,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         features is no square, in which case only x-scale and x-shift are free.
     max_epochs : int or "auto", default="auto"
         Passes over the training images. "auto" is 30, or 60 for 1,000 images or fewer. The proposer takes twice as
-        many, or fewer where there are many images.
+        many, or fewer where there are many images. Of 64 images or more some are held out at first; a quarter as many
+        epochs follow on all of them.
     random_state : int, RandomState instance or None, default=None
         Draws the initial weights, the split of held-out images, the order of the images, the noise of z in
         training, what the search models are trained on and how, and `sample`. The global random states are
@@ -140,7 +141,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Whether mirrored images are recognised too: alpha then has one more column, `reflected`, 0 or 1.
     align_training : bool, default=False
         Whether `fit` finds a pose for each training image while it trains the VAE, for training images that have no
-        pose in common. The common pose that comes out is arbitrary: `transform` brings images to that one.
+        pose in common. It begins at their principal axes. The common pose that comes out is arbitrary: `transform`
+        brings images to that one.
     n_restarts : int or "auto", default="auto"
         Search. Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
         or where only the angle is free, else 64. The first 8 of 16 are the 8 that ``n_restarts=8`` tries.
@@ -150,15 +152,15 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
     tol : float, default=5e-2
         A refinement stops when the predicted improvement of the next step is below this, in nats.
     min_gain : float or "auto", default=0.0
-        The identity gate: an image is moved only if its score (ELBO, log prior and what the critic says) gains more
-        than this, in nats; otherwise it stays exactly as it is. "auto" is learned in `fit`, such that 1 % of upright
-        training images would be moved.
+        The identity gate: an image is moved only if its score (ELBO, log prior, what critic and proposer say) gains
+        more than this, in nats; otherwise it stays exactly as it is. "auto" is learned in `fit`, such that 1 % of
+        upright images that it held out would be moved.
     learned_starts : bool, default=True
-        Whether `fit` trains the proposer, on perturbed training images (100 or more): a small network that proposes
-        starting poses. Images for which the proposals are uncertain or poor are screened at all `n_restarts`. False
-        turns it off after `fit`, too.
+        Whether `fit` trains the proposer, on perturbed training images (64 or more): a small network that proposes
+        starting poses and has a say in which hypothesis is right. Images for which the proposals are uncertain or poor
+        are screened at all `n_restarts`. False turns it off after `fit`, too.
     critic : bool, default=True
-        Whether `fit` trains the critic and the density, on perturbed training images (100 or more): a small network
+        Whether `fit` trains the critic and the density, on perturbed training images (64 or more): a small network
         that tells right poses from wrong ones, and a density of the centroids and covariances of canonical images,
         which joins the prior. They, the temperature and the gate are learned for the family and the search that `fit`
         knows. False turns both off after `fit`, too.
@@ -223,6 +225,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Of the moments of canonical images; None with ``critic=False`` or too few images.
     critic_ : nn.Module or None
         The trained critic; None with ``critic=False`` or too few images.
+    alignment_report_ : AlignmentReport or None
+        How many poses of images that `fit` held out come back, and whether weights mean what they say; None if there
+        were too few images.
     temperature_ : float
         Of the hypotheses' weights, in nats.
     pose_spread_ : dict from str to float
@@ -350,7 +355,8 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         Warns
         -----
         UserWarning
-            If `align_training` can learn little: images that are constant or alike, or fewer than `batch_size`.
+            If `align_training` can learn little: images that are constant or alike, or fewer than `batch_size`. If
+            fewer than 60 % of the poses of held-out images come back, with what to try.
 
         Raises
         ------

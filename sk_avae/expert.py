@@ -22,8 +22,8 @@ class ExpertSettings(BaseEstimator):
     weight_decay : float, default=0.0
         Adam's weight decay.
     validation_fraction : float or None, default=None
-        Share of the training images held out to report, and with `early_stopping` to decide. None holds out
-        nothing, or a tenth with `early_stopping`.
+        Share of the training images held out to report, and with `early_stopping` to decide; they calibrate the search,
+        too. None is a tenth with `early_stopping`; else `fit` holds out what calibrates, and reports no loss of it.
     n_iter_no_change : int, default=5
         With `early_stopping`, epochs without a better held-out loss after which training stops.
     callbacks : list or None, default=None

@@ -48,7 +48,7 @@ class AlignmentResult:
     confidence : ndarray of shape (n_samples,) or None
         The probability, between 0 and 1, that the pose is right: the angle within 20 degrees, logarithms of scales and
         shear within 0.3, shifts within 0.2 half sides. Weights and `alpha_std` together, calibrated in `fit` on
-        perturbed training images; 0 for a constant image, which has no pose. See `reject`.
+        perturbed images that it held out; 0 for a constant image, which has no pose. See `reject`.
     parameters : tuple of str
         Names of alpha's columns.
     image_shape : tuple of int

@@ -19,8 +19,9 @@ _N_BINS = 10
 class AlignmentReport:
     """How many poses of held-out images come back: `fit` perturbs images that its VAE has not seen, and aligns them.
 
-    A pose is right if the angle is within 20 degrees of the true one, logarithms of scales and shear within 0.3, shifts
-    within 0.2 half sides. Few images are perturbed several times.
+    A pose is right if its angle is within 20 degrees of the true one, and what it leaves of the true transform is
+    nearer to the identity than 0.6 (Frobenius norm of matrices), the reach of a refinement. Few images are perturbed
+    several times.
 
     Attributes
     ----------

@@ -14,7 +14,7 @@ from ..model.batches import image_slices
 from ..model.critic import Critic
 from ..model.module_state import freeze
 from ..report import AlignmentReport
-from ..search.certainty import Confidence, chance_of_right, hypothesis_weights, is_near, pose_deviation
+from ..search.certainty import NEAR, Confidence, chance_of_right, hypothesis_weights, is_near, pose_deviation
 from ..search.objective import Objective
 from ..search.proposer import PoseInitializer
 from ..search.screening import screen
@@ -33,9 +33,11 @@ _UNSURE = 0.01
 # So many of the poses tell the first weights.
 _N_FIRST = 200
 
-# Share of upright images that an "auto" gate lets move, and the share whose gains tell how the largest are spread.
+# Share of upright images that an "auto" gate lets move; the share whose gains tell how the largest are spread, and how
+# many these are at least.
 _FALSE_ALARMS = 0.01
 _LARGEST_GAINS = 0.1
+_FEWEST_GAINS = 8
 
 
 def calibrated(
@@ -89,10 +91,10 @@ def calibrated(
     found = found_by(model, initializer, slice(None))
     model, initializer = _heard(model, initializer, critic, found)
     judged = _Judged.of(model, initializer, found)
-    temperature, none_right = calibrate_weights(judged.score, judged.right)
+    right = judged.right & (_angle_errors(judged.alpha, true[:, None], model.family).abs() < NEAR["angle"])
+    temperature, none_right = calibrate_weights(judged.score, right)
     weight = hypothesis_weights(judged.score / temperature, judged.score == -math.inf, none_right)
     spread, confidence = _certainty(model, judged, weight, true, initializer)
-    near = is_near(judged.alpha[:, 0], true, model.family)
     gate = _gate(model, upright, initializer, replace(search, temperature=temperature))
     return SearchModels(
         proposer=proposer and freeze(proposer, held_out.device),
@@ -106,12 +108,17 @@ def calibrated(
         none_right=none_right,
         report=AlignmentReport.of(
             n_images,
-            angle_error=wrap_angle(judged.alpha[:, 0] - true, model.family)[:, 0].cpu().numpy(),
-            right=near.cpu().numpy(),
+            angle_error=_angle_errors(judged.alpha[:, 0], true, model.family).cpu().numpy(),
+            right=right[:, 0].cpu().numpy(),
             weight=weight[:, 0].cpu().numpy(),
             gain=found.gain.cpu().numpy(),
         ),
     )
+
+
+def _angle_errors(alpha: Tensor, true: Tensor, family: str) -> Tensor:
+    """Return the errors of the angles of poses, of shape (..., n_params), in radians."""
+    return wrap_angle((alpha - true).flatten(0, -2), family).view_as(alpha)[..., 0]
 
 
 def _heard(
@@ -183,12 +190,14 @@ def _certainty(
 def _gate(model: AVAE, upright: Tensor, initializer: PoseInitializer, search: SearchSettings) -> float:
     """Return the gain of the score, in nats, that 1 % of upright images exceed.
 
-    The largest tenth of the gains is taken for the tail of an exponential distribution: few images have no hundredth.
+    The largest tenth of the gains, or eight of them, are taken for the tail of an exponential distribution: few images
+    have no hundredth.
     """
     gains = torch.cat([part.gain for part in align_in_parts(model, upright, initializer, search)]).double()
-    threshold = gains.quantile(1 - _LARGEST_GAINS)
+    share = min(1.0, max(_LARGEST_GAINS, _FEWEST_GAINS / len(gains)))
+    threshold = gains.quantile(1 - share)
     beyond = (gains[gains >= threshold] - threshold).mean()
-    return max(0.0, float(threshold + beyond * math.log(_LARGEST_GAINS / _FALSE_ALARMS)))
+    return max(0.0, float(threshold + beyond * math.log(share / _FALSE_ALARMS)))
 
 
 def _first_scores(model: AVAE, images: Tensor, initializer: PoseInitializer, n_restarts: int) -> Tensor:

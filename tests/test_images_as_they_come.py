@@ -343,7 +343,7 @@ def test_images_without_gaps_are_answered_as_if_there_were_none(ignoring, turned
 
 @pytest.mark.parametrize("how", [{}, {"early_stopping": True}, {"align_training": True, "max_epochs": 2}])
 def test_training_images_may_have_gaps(small_avae, digits, turned, how):
-    X = with_gaps(digits.X[:300])
+    X = with_gaps(digits.X[:400])
     X[:, 28 * 13 : 28 * 13 + 28] = np.nan  # a dead row
     model = small_avae(missing_values="ignore", **{"max_epochs": 10, **how}).fit(X)
     spoiled = turned.X[:N].astype(float)

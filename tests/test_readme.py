@@ -16,7 +16,7 @@ def test_the_code_in_the_readme_runs_and_prints_its_number(tmp_path, monkeypatch
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
     pytest.importorskip("matplotlib.pyplot").close("all")
     printed = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("[1/4] training the VAE: epoch") for line in printed)
+    assert any(line.startswith("[1/5] training the VAE: epoch") for line in printed)
     scores = [float(line) for line in printed if re.fullmatch(r"0\.\d+", line)]
     promised = float(re.search(r"pipeline.score\(X_turned, y_test\)\) +# (0\.\d+);", text).group(1))
     assert scores == pytest.approx([promised], abs=0.02)  # another processor rounds otherwise

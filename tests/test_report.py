@@ -5,12 +5,24 @@ import math
 import pickle
 import re
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as pyplot
 import numpy as np
 import pytest
 
 import sk_avae
 from sk_avae import AlignmentReport, AlignmentReportDisplay, AVAEEstimator
 from sk_avae.report import calibration_error
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_left():
+    yield
+    pyplot.close("all")
+
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 

@@ -38,7 +38,7 @@ class AlignmentReportDisplay:
     >>> X, _ = load_mnist_sample("train")
     >>> avae = AVAEEstimator(max_epochs=10, random_state=0).fit(X[:500])
     >>> AlignmentReportDisplay.from_estimator(avae).right.shape
-    (300,)
+    (200,)
     """
 
     def __init__(self, weight: NDArray[Any], right: NDArray[Any], *, n_bins: int = 10) -> None:

@@ -169,11 +169,10 @@ def finish(aligner: Aligner, parameters: FitParameters, setup: TrainingSetup, tr
     settings = parameters.settings
     if trained.held_out is None or parameters.validation_fraction or parameters.align_training:
         return aligner
-    more = replace(
-        settings, max_epochs=max(1, round(_SHARE_FINISHING * settings.max_epochs)), lr=_LR_FINISHING * settings.lr
-    )
-    n_epochs = len(setup.history) + len(trained.history)
-    setup = replace(setup, checkpoint=Checkpoint(trained.vae, trained.likelihood, None, n_epochs))
+    n_epochs = len(trained.history)  # fewer than wanted where a callback stopped it
+    more = replace(settings, max_epochs=max(1, round(_SHARE_FINISHING * n_epochs)), lr=_LR_FINISHING * settings.lr)
+    checkpoint = Checkpoint(trained.vae, trained.likelihood, None, len(setup.history) + n_epochs)
+    setup = replace(setup, checkpoint=checkpoint)
     parameters = replace(parameters, settings=more, callbacks=())
     parameters.progress.stage(FINISHING)
     finished = trained_aligner(setup, _train(parameters, setup), parameters.pose, parameters.search)

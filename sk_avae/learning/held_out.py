@@ -25,12 +25,12 @@ from .hypotheses import Hypotheses, align_in_parts, find_hypotheses
 from .perturbation import perturb, random_places
 
 # Few images are perturbed several times, until there are so many poses.
-_N_POSES = 300
+_N_POSES = 120
 
 # Share of images that score less at their proposals, and are given the whole table.
 _UNSURE = 0.01
 
-# So many of the poses tell the first weights.
+# So many of the poses tell the first weights, half of them at most.
 _N_FIRST = 200
 
 # Share of upright images that an "auto" gate lets move; the share whose gains tell how the largest are spread, and how
@@ -85,7 +85,7 @@ def calibrated(
         return find_hypotheses(model, held_out[some], initializer, several, places.of(some))
 
     if critic is not None or proposer is not None:
-        few = found_by(model, initializer, slice(_N_FIRST))
+        few = found_by(model, initializer, slice(min(_N_FIRST, len(held_out) // 2)))
         model, initializer = _heard(model, initializer, critic, few)
     # Now critic and proposer have their say in the search itself.
     found = found_by(model, initializer, slice(None))

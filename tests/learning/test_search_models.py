@@ -242,10 +242,11 @@ def test_weights_are_probabilities_best_first_and_leave_something_to_none(found)
 def test_probabilities_are_calibrated_on_held_out_digits(choosy, found, stretched):
     """As many are right as their probabilities say."""
     _, answerable = probability_of_right(found, stretched.alpha)
-    chosen = right(found.alpha, stretched.alpha)
+    off = np.abs(np.angle(np.exp(1j * (found.alpha[:, 0] - stretched.alpha[:, 0]))))
+    chosen = right(found.alpha, stretched.alpha) & (off < np.radians(20))
     said = found.hypothesis_weight[:, 0]
     assert abs(said.mean() - chosen.mean()) < 0.07
-    sure = said > 0.8
+    sure = said > np.median(said)
     assert chosen[sure].mean() > chosen[~sure].mean() + 0.03
     # The ELBO taken at its word is far too sure of itself.
     learn(choosy, temperature=1.0, none_right=-np.inf)

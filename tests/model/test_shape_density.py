@@ -166,7 +166,7 @@ def test_the_elbo_of_a_result_is_the_elbo_alone(fitted_with_critic, stretched):
     model, images = avae._aligner().model, avae._aligner().to_model(stretched.X[:50])
     with torch.no_grad():
         elbo = model.elbo(images, torch.from_numpy(result.alpha).float())
-    assert moved.mean() > 0.5
+    assert moved.mean() > 0.2
     assert_allclose(result.elbo[moved], elbo[moved], rtol=1e-4, atol=1e-2)
     assert_allclose(result.elbo_identity, avae.align(stretched.X[:50]).elbo_identity)
 

@@ -2,11 +2,13 @@
 
 Where the training images have no canonical pose, one is found on the way: before each step of the weights the poses of
 its batch are improved under frozen weights, then the weights take a step at these poses. Poses are remembered. An image
-that comes again starts from its own and from a few fresh ones, fewer as the poses settle.
+that comes again starts from its own and from a few fresh ones, fewer as the poses settle. The first are those of its
+moments (`first_poses`).
 
 A network can learn a class in two poses, and then neither is worse than the other. At first, before it has learned
 much, starting poses are therefore chosen by more than the ELBO: also by how well the canonical image agrees with the
-mean of all of them.
+mean of all of them, and after each epoch images that lie the other way round than images like them turn by half
+(`half_turns`).
 
 References
 ----------

@@ -241,7 +241,7 @@ def test_unsure_poses_tell_one_story(fitted_with_critic, stretched, digits):
     assert wrong[order[:75]].sum() >= 2 * wrong[order[75:]].sum()
     # A pose is right if each of its parameters is.
     right = is_near(torch.tensor(result.alpha[:150]), torch.tensor(stretched.alpha[:150]), "linear").numpy()
-    assert abs(confidence[:150].mean() - right.mean()) < 0.1, right.mean()
+    assert abs(confidence[:150].mean() - right.mean()) < 0.15, right.mean()
 
 
 # ---------------------------------------------------------------- kinds of faults

@@ -35,7 +35,7 @@ _EPOCHS = 5, 6
 _EPOCHS_OF_COPIES = 3
 _MANY_COPIES = 4
 _MOST_EPOCHS = 8
-_IMAGES = 24_000  # in all epochs together, at least
+_IMAGES, _IMAGES_IN_COPIES = 24_000, 12_000  # in all epochs together, at least
 _BATCH = 128
 _PIXELS = 2**24  # in a batch, over all hypotheses
 _LR = 1.2e-2
@@ -146,7 +146,9 @@ def train_critic(
         return False
     dataset = TensorDataset(*(tensor[teaches] for tensor in hypotheses))
     pixels_per_image = hypotheses.images[0].numel() * hypotheses.alpha.shape[1]
-    fewest = _EPOCHS_OF_COPIES if n_copies >= _MANY_COPIES else _EPOCHS[has_more_than_one(model, hypotheses.alpha)]
+    in_copies = n_copies >= _MANY_COPIES
+    fewest = _EPOCHS_OF_COPIES if in_copies else _EPOCHS[has_more_than_one(model, hypotheses.alpha)]
+    wanted = _IMAGES_IN_COPIES if in_copies else _IMAGES
     net = _CriticNet(
         critic,
         nn.Identity,  # the loss is computed in the step
@@ -155,7 +157,7 @@ def train_critic(
         **one_cycle(
             n_images=len(dataset),
             batch_size=max(8, min(_BATCH, _PIXELS // pixels_per_image)),
-            max_epochs=min(_MOST_EPOCHS, max(fewest, _IMAGES // len(dataset))),
+            max_epochs=min(_MOST_EPOCHS, max(fewest, wanted // len(dataset))),
             lr=_LR,
             progress=progress,
         ),

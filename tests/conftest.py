@@ -143,6 +143,8 @@ def fitted_with_critic(small_avae, digits, tmp_path_factory) -> AVAEEstimator:
 def few_lessons(monkeypatch):
     """Let critics learn from little: for tests to which it does not matter how good they are."""
     monkeypatch.setattr("sk_avae.learning.critic_training._IMAGES", 500)
+    monkeypatch.setattr("sk_avae.learning.critic_training._IMAGES_IN_COPIES", 500)
+    monkeypatch.setattr("sk_avae.learning.critic_training._EPOCHS_OF_COPIES", 2)
     monkeypatch.setattr("sk_avae.learning.critic_training._EPOCHS", (2, 2))
     monkeypatch.setattr("sk_avae.learning.search_models._N_MISTAKES", 400)
 

@@ -36,6 +36,7 @@ def test_an_example_of_the_gallery_runs_and_draws(name, monkeypatch, capsys):
     code = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     small = re.sub(r"max_epochs( ?= ?)\d+", r"max_epochs\g<1>1", code)
     assert small != code
+    plt.close("all")  # what other tests left open is none of its own
     try:
         exec(compile(small, f"{name}.py", "exec"), {"__name__": "__main__"})
         assert len(plt.get_fignums()) == 1

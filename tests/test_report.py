@@ -24,6 +24,8 @@ def _no_figures_left():
     pyplot.close("all")
 
 
+QUICK = {"learned_starts": False, "critic": False, "random_state": 0}
+
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
 
@@ -137,7 +139,7 @@ def test_notebooks_show_the_report_below_the_parameters(fitted):
 
 
 def test_from_vae_reports_too(fitted, digits):
-    model = AVAEEstimator.from_vae(fitted.module_, image_shape=(28, 28), scale=255.0, X=digits.X[:200], random_state=0)
+    model = AVAEEstimator.from_vae(fitted.module_, image_shape=(28, 28), scale=255.0, X=digits.X[:200], **QUICK)
     assert model.alignment_report_.n_images == 40
     assert AVAEEstimator.from_vae(fitted.module_, image_shape=(28, 28), scale=255.0).alignment_report_ is None
 

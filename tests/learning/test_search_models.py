@@ -465,6 +465,7 @@ def test_every_field_of_a_row_is_the_same_alone_and_in_any_batch(
 # ---------------------------------------------------------------- around a VAE of the user's own
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_from_vae_learns_to_choose_from_images(fitted_with_critic, digits, stretched):
     vae = copy.deepcopy(fitted_with_critic.module_)
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}

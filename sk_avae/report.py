@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._frames import pandas
+
 # Fewer poses right than this is worth a warning; with fewer than that the images seem to have no common pose at all.
 FEW_RIGHT = 0.6
 HARDLY_ANY_RIGHT = 0.25
@@ -133,11 +135,7 @@ weights off by 0.20)
         ImportError
             If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("A data frame needs pandas, which is not here: pip install pandas.") from error
-        return pd.DataFrame([self.to_dict()])
+        return pandas().DataFrame([self.to_dict()])
 
     def advice(self, *, family: str, align_training: bool) -> str | None:
         """Return what to say where few poses come back; None where most do.

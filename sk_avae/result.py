@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ._frames import pandas
 from .model.affine import REFLECTED
 
 
@@ -194,11 +195,7 @@ class AlignmentResult:
         ImportError
             If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("A data frame needs pandas, which is not here: pip install pandas.") from error
-
+        pd = pandas()
         height, width = self.image_shape
         columns: dict[str, Any] = {}
         for name, values in zip(self.parameters, self.alpha.T, strict=True):

@@ -1,14 +1,10 @@
-"""What the meta-estimators share: the aligner that they fit, and training images in other poses, aligned."""
+"""What the meta-estimators share: the aligner that they fit."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_random_state
 
-from ._validation import seed_from
 from .estimator import AVAEEstimator
 
 
@@ -50,23 +46,3 @@ def missing_values_of(estimator: Any) -> str:
 def allows_gaps(estimator: Any) -> bool:
     """Tell whether an aligner takes missing pixels."""
     return missing_values_of(estimator) != "error"
-
-
-def aligned_copies(aligner: AVAEEstimator, rows: NDArray[Any], n: int, random_state: Any) -> Iterator[NDArray[Any]]:
-    """Yield the canonical images of rows in other poses, drawn anew each time.
-
-    Parameters
-    ----------
-    aligner : AVAEEstimator
-        Fitted.
-    rows : ndarray of shape (n_samples, n_features)
-        Images in the canonical pose, checked.
-    n : int
-        Number of copies.
-    random_state : int, RandomState instance or None
-        Draws the poses, see `AVAEEstimator.perturb`; None takes the aligner's own.
-    """
-    random = check_random_state(seed_from(aligner.random_state if random_state is None else random_state))
-    for _ in range(n):
-        perturbed, _ = aligner._perturbed(rows, random)
-        yield aligner._transformed(perturbed)[:, : rows.shape[1]]

@@ -89,9 +89,9 @@ def seed_from(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def repeated(params: dict[str, Any], n: int, times: int) -> dict[str, Any]:
-    """Return `fit`'s parameters for n samples that come again and again; what has no value per sample stays."""
-    return dict(_check_method_params(range(n), params, np.tile(np.arange(n), times)))
+def of_samples(params: dict[str, Any], n: int, indices: NDArray[np.intp]) -> dict[str, Any]:
+    """Return `fit`'s parameters for some of n samples, also for some again; what has no value per sample stays."""
+    return dict(_check_method_params(range(n), params, indices))
 
 
 def resolve_device(device: Any) -> torch.device:

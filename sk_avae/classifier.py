@@ -1,6 +1,5 @@
-"""`CanonicalizedClassifier`: any classifier behind the aligner, averaged over the poses an image may have."""
+"""`CanonicalizedClassifier`: any classifier behind the aligner, which weighs the poses an image may have."""
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -9,29 +8,15 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.metadata_routing import UNUSED, MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ._inputs import as_images, check_names, check_rows
-from ._meta import aligned_copies, allows_gaps, missing_values_of, new_aligner, unfrozen
-from ._validation import check_count, repeated, unchanged_on_error
+from ._lessons import Lessons, aligned_lessons, folds_to_judge
+from ._meta import allows_gaps, missing_values_of, new_aligner, unfrozen
+from ._validation import check_count, check_flag, seed_from, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
-
-
-def _can(meta: "CanonicalizedClassifier", method: str) -> bool:
-    classifier = getattr(meta, "classifier_", meta.classifier)
-    return classifier is None or hasattr(classifier, method)
-
-
-def _has_probabilities(meta: "CanonicalizedClassifier") -> bool:
-    """Without probabilities of its own the classifier has none to average."""
-    return _can(meta, "predict_proba")
-
-
-def _has_decisions(meta: "CanonicalizedClassifier") -> bool:
-    """Log-odds are made of probabilities; a classifier without has to have decision values of its own."""
-    return _has_probabilities(meta) or _can(meta, "decision_function")
+from .mixture import HypothesisMixture, joined, learned_mixture, read
 
 
 def _check_sample_weight(classifier: Any, sample_weight: ArrayLike, n: int) -> NDArray[Any]:
@@ -47,26 +32,32 @@ def _check_sample_weight(classifier: Any, sample_weight: ArrayLike, n: int) -> N
 
 
 class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
-    """A classifier that aligns images first and averages its predictions over the plausible poses.
+    """A classifier that aligns images first and weighs the poses that each may have.
 
-    `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them.
-    `predict_proba` averages the classifier's probabilities over the hypotheses that alignment finds for an image, with
-    their weights: a 6 that may be a 9 comes out as both. With `n_copies` the classifier is also fitted on training
-    images that were perturbed and then aligned, since aligned upright images are cleaner than aligned rotated ones.
+    `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them. It also
+    sees each of them as alignment leaves it when it comes in another pose (`n_copies`): that is less clean.
+
+    `predict_proba` puts the classifier's answers to all hypotheses for an image together: a 6 that may be a 9 comes
+    out as both. How, `fit` learns from training images that the classifier was not shown: how far to trust alignment,
+    and how far the classifier. So probabilities are calibrated, of classifiers that have only decision values, too.
 
     Parameters
     ----------
     classifier : classifier or None, default=None
-        Cloned and fitted on canonical images; None is ``LogisticRegression()``. One without `predict_proba` sees
-        the best hypothesis only.
+        Cloned and fitted on canonical images; None is ``LogisticRegression()``. Its probabilities are read, else its
+        decision values, else its predictions.
     estimator : AVAEEstimator or None, default=None
         The aligner: cloned and fitted; None is ``AVAEEstimator()``. One that is fitted already goes in as
         ``sklearn.frozen.FrozenEstimator(avae)``.
     n_hypotheses : int or None, default=None
-        Average over this many of the best hypotheses; None takes all that the estimator refines (`n_refine`).
-    n_copies : int, default=0
+        Read this many of the best hypotheses; None reads all that the estimator refines (`n_refine`).
+    n_copies : int, default=1
         How many times the classifier also sees each training image in another pose (`AVAEEstimator.perturb`), aligned.
-        Each takes as long as `transform`. What `fit` passes on per sample (weights) holds for an image's copies, too.
+        Each takes as long as `transform`, and the classifier has as many images more to learn from; 0 for one whose
+        fit is dear. What `fit` passes on per sample (weights) holds for an image's copies, too.
+    calibrate : bool, default=True
+        Whether `fit` learns how to put answers together. The classifier is fitted once more for it, up to five times
+        with less than 5,000 images. Else, and with less than 50 images, answers are averaged by alignment's weights.
     random_state : int, RandomState instance or None, default=None
         Passed to the clone of `estimator`; None leaves the clone's own. It also draws the copies' poses.
 
@@ -78,6 +69,8 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         The fitted classifier.
     classes_ : ndarray of shape (n_classes,)
         Its classes.
+    mixture_ : HypothesisMixture
+        How its answers to the hypotheses become one.
     n_features_in_ : int
         Pixels per image.
     feature_names_in_ : ndarray of str
@@ -103,13 +96,15 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         estimator: Any = None,
         *,
         n_hypotheses: int | None = None,
-        n_copies: int = 0,
+        n_copies: int = 1,
+        calibrate: bool = True,
         random_state: Any = None,
     ) -> None:
         self.classifier = classifier
         self.estimator = estimator
         self.n_hypotheses = n_hypotheses
         self.n_copies = n_copies
+        self.calibrate = calibrate
         self.random_state = random_state
 
     @with_callbacks  # type: ignore[untyped-decorator]
@@ -139,7 +134,6 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             If X or y is not as documented.
         """
         self._check_parameters()
-        self._warn_of_no_effect()
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         labels: NDArray[Any] = column_or_1d(as_images(y, "y"), warn=True)
@@ -161,13 +155,10 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             aligner = unfrozen(self.estimator_)
             if aligner is not self.estimator_:  # which has looked at nothing
                 check_rows(aligner, X, image_shape=aligner.image_shape_, missing_values=gaps)
-            images = aligner._transformed(rows)[:, : rows.shape[1]]
-            if self.n_copies:
-                copies = aligned_copies(aligner, rows, self.n_copies, self.random_state)
-                images = np.concatenate([images, *copies])
-                routed = repeated(routed, len(labels), 1 + self.n_copies)
-                labels = np.tile(labels, 1 + self.n_copies)
-            self.classifier_ = task.fit("fit-classifier", classifier, images, labels, **routed)
+            folds = folds_to_judge(labels, seed_from(self._random(aligner))) if self.calibrate else []
+            lessons = aligned_lessons(aligner, rows, self.n_copies, folds, self._random(aligner))
+            self.mixture_ = self._learned_mixture(classifier, lessons, labels, routed)
+            self.classifier_ = task.fit("fit-classifier", classifier, *lessons.of_all(labels), **lessons.params(routed))
             self.classes_ = self.classifier_.classes_
         task.end()
         return self
@@ -205,25 +196,31 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         if self.n_hypotheses is not None:
             check_count("n_hypotheses", self.n_hypotheses)
         check_count("n_copies", self.n_copies, minimum=0)
+        check_flag("calibrate", self.calibrate)
         if self.classifier is not None and not is_classifier(self.classifier):
             raise TypeError(f"classifier must be a classifier, got {type(self.classifier).__name__}.")
 
-    def _warn_of_no_effect(self) -> None:
-        if self.n_hypotheses is not None and not _has_probabilities(self):
-            warnings.warn(
-                f"n_hypotheses={self.n_hypotheses} has no effect: {type(self.classifier).__name__} has no "
-                f"predict_proba to average, and sees the best hypothesis only.",
-                UserWarning,
-                stacklevel=4,
-            )
+    def _random(self, aligner: Any) -> Any:
+        """Return what draws poses and folds: the own random state, or that of the aligner."""
+        return aligner.random_state if self.random_state is None else self.random_state
 
-    def _best(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the canonical images, without the pose, whatever container the estimator is set to."""
-        return np.asarray(self.estimator_.transform(X))[:, : self.n_features_in_]
+    def _learned_mixture(
+        self, classifier: Any, lessons: Lessons, labels: NDArray[Any], params: dict[str, Any]
+    ) -> HypothesisMixture:
+        """Learn how to put answers together from images that a clone of the classifier was not shown."""
+        if not lessons.folds:
+            return HypothesisMixture()
+        _, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        readings = []
+        for n, (known, _) in enumerate(lessons.folds):
+            images, some = lessons.of(known, labels)
+            fitted = clone(classifier).fit(images, some, **lessons.params(params, known))
+            readings.append(read(fitted, *lessons.judged(n)))
+        judged = np.concatenate([judged for _, judged in lessons.folds])
+        return learned_mixture(joined(readings), indices[judged], counts / len(labels))
 
-    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
-        """Return class probabilities, averaged over the hypotheses.
+        """Return class probabilities, of all hypotheses together.
 
         Parameters
         ----------
@@ -239,14 +236,10 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         check_names(self, X)
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
-        probabilities = np.zeros((len(weights), len(self.classes_)), dtype=weights.dtype)
-        for image, weight in zip(images.swapaxes(0, 1), weights.T, strict=False):
-            counts = weight > 0
-            if counts.any():
-                probabilities[counts] += weight[counts, None] * self.classifier_.predict_proba(image[counts])
-        return probabilities / weights.sum(axis=1, keepdims=True)
+        # Pickles of version 0.1 averaged.
+        mixture = getattr(self, "mixture_", HypothesisMixture())
+        return mixture.probabilities(read(self.classifier_, images, weights)).astype(weights.dtype)
 
-    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
         """Return the logarithms of `predict_proba`.
 
@@ -262,12 +255,10 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))  # type: ignore[no-any-return]
 
-    @available_if(_has_decisions)  # type: ignore[untyped-decorator]
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
         """Return decision values: the higher, the more probable; the highest is what `predict` says.
 
-        Where the classifier has probabilities these are their averages' logarithms, for two classes the log-odds of the
-        second. Else they are the classifier's own, for the best hypothesis.
+        They are the logarithms of the probabilities, for two classes the log-odds of the second.
 
         Parameters
         ----------
@@ -278,10 +269,6 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         -------
         decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
         """
-        check_is_fitted(self)
-        check_names(self, X)
-        if not _has_probabilities(self):
-            return self.classifier_.decision_function(self._best(X))  # type: ignore[no-any-return]
         probabilities = self.predict_proba(X)
         log = np.log(np.maximum(probabilities, np.finfo(probabilities.dtype).tiny))
         return log[:, 1] - log[:, 0] if log.shape[1] == 2 else log  # type: ignore[no-any-return]
@@ -298,8 +285,4 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         -------
         y : ndarray of shape (n_samples,)
         """
-        check_is_fitted(self)
-        check_names(self, X)
-        if not _has_probabilities(self):
-            return self.classifier_.predict(self._best(X))  # type: ignore[no-any-return]
         return self.classes_[self.predict_proba(X).argmax(axis=1)]  # type: ignore[no-any-return]

@@ -834,7 +834,9 @@ class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEs
         weights : ndarray of shape (n_samples, n_hypotheses)
             Probabilities of the hypotheses; 0 where one repeats another.
         """
-        rows = self._rows(X)
+        return self._hypotheses(self._rows(X))
+
+    def _hypotheses(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._aligner().transform_hypotheses(rows, verbose=self.verbose)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:

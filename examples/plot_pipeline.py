@@ -2,12 +2,12 @@
 A pipeline before and after
 ===========================
 
-`AffineCanonicalizer` goes in front of a classifier that stays as it is. `CanonicalizedClassifier` averages
-the classifier over the poses that an image may have.
+`AffineCanonicalizer` goes in front of a classifier that stays as it is. `CanonicalizedClassifier` reads all poses that
+an image may have, and puts the answers together.
 """
 
 # %%
-# Three classifiers, fitted on the same 1,200 upright digits: alone, behind the canonicalizer, and averaged over the
+# Three classifiers, fitted on the same 1,200 upright digits: alone, behind the canonicalizer, and reading all
 # hypotheses. One fitted aligner serves the two: `FrozenEstimator` keeps it from being fitted again.
 
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ plain = LogisticRegression(C=0.05, max_iter=200)
 models = {
     "before": plain,
     "with the canonicalizer": make_pipeline(AffineCanonicalizer(avae), plain),
-    "hypotheses averaged": CanonicalizedClassifier(plain, avae),
+    "all hypotheses": CanonicalizedClassifier(plain, avae),
 }
 
 # %%

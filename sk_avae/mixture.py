@@ -105,9 +105,8 @@ def learned_mixture(readings: Readings, labels: NDArray[np.intp], prior: NDArray
             mixture = _fitted(readings.only(known), labels[known], prior, with_evidence)
             loss[held_out] = _losses(mixture, readings.only(held_out), labels[held_out])
         gain = best_loss - loss
-        if gain.mean() <= gain.std() / np.sqrt(len(gain)):
-            break
-        best, best_loss = with_evidence, loss
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            best, best_loss = with_evidence, loss
     if best is None:
         return HypothesisMixture(n_judged=len(labels))
     return _fitted(readings, labels, prior, best)

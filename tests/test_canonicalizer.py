@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
@@ -265,3 +267,35 @@ def test_a_refit_forgets_the_column_names(small_avae, digits):
 def test_a_stack_becomes_rows_where_data_frames_are_asked_for(fitted, digits):
     model = AffineCanonicalizer(FrozenEstimator(fitted)).fit(digits.X[:10]).set_output(transform="pandas")
     assert model.transform(digits.X_test[:3].reshape(3, 28, 28)).shape == (3, 784)
+
+
+# ---------------------------------------------------------------- regression and clustering behind it
+
+
+def test_clusters_of_turned_images_are_those_of_their_classes(fitted_with_critic, digits, turned):
+    canonicalizer = AffineCanonicalizer(FrozenEstimator(fitted_with_critic))
+
+    def agreement(clustering):
+        return adjusted_rand_score(turned.y[:200], clustering.fit(digits.X[:600]).predict(turned.X[:200]))
+
+    clusters = KMeans(10, n_init=3, random_state=0)
+    assert agreement(make_pipeline(canonicalizer, clusters)) > agreement(clusters) + 0.1
+
+
+@pytest.mark.parametrize("later", [np.float64, np.float32, np.uint8])
+def test_what_is_fitted_behind_meets_one_type(fitted_with_critic, digits, later):
+    pipeline = make_pipeline(
+        AffineCanonicalizer(FrozenEstimator(fitted_with_critic)), KMeans(3, n_init=1, random_state=0)
+    ).fit(digits.X[:60])
+    assert pipeline.predict(digits.X_test[:9].astype(later)).shape == (9,)
+
+
+def test_a_regression_reads_turned_images(fitted_with_critic, digits, turned):
+    def width(rows):
+        inked = rows.reshape(-1, 28, 28).max(axis=1) > 0
+        return inked.sum(axis=1)
+
+    X, target, truth = digits.X[:600], width(digits.X[:600]), width(digits.X_test[:200])
+    alone = Ridge(alpha=1e6)
+    behind = make_pipeline(AffineCanonicalizer(FrozenEstimator(fitted_with_critic)), clone(alone)).fit(X, target)
+    assert behind.score(turned.X[:200], truth) > alone.fit(X, target).score(turned.X[:200], truth) + 0.2

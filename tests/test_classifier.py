@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
+from sklearn.svm import SVC
 
 import sk_avae.learning.fit
 from sk_avae import AVAEEstimator, CanonicalizedClassifier
+from sk_avae.mixture import HypothesisMixture
 
 pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
 
@@ -70,6 +72,7 @@ def test_probabilities_are_the_average_over_the_hypotheses(doubting, stretched, 
         some = weight[:n_hypotheses] / weight[:n_hypotheses].sum()
         row += some @ doubting.classifier_.predict_proba(image[:n_hypotheses])
     model = copy.copy(doubting).set_params(n_hypotheses=n_hypotheses)
+    model.mixture_ = HypothesisMixture()
     found = model.predict_proba(X)
     assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
     assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
@@ -80,7 +83,8 @@ def test_one_hypothesis_is_the_classifier_behind_the_canonicalizer(doubting, str
     X = stretched.X[:30]
     canonical = doubting.estimator_.transform(X)[:, :784]
     one = copy.copy(doubting).set_params(n_hypotheses=1)
-    assert_allclose(one.predict_proba(X), doubting.classifier_.predict_proba(canonical), rtol=1e-5)
+    one.mixture_ = HypothesisMixture()
+    assert_allclose(one.predict_proba(X), doubting.classifier_.predict_proba(canonical), rtol=1e-5, atol=1e-9)
     assert not np.allclose(doubting.predict_proba(X), one.predict_proba(X), atol=1e-3)
 
 
@@ -95,13 +99,37 @@ def test_an_image_s_answer_depends_on_that_image_alone(doubting, stretched):
     assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
 
 
-def test_a_classifier_without_probabilities_sees_the_best_hypothesis(tiny, digits, turned):
-    model = CanonicalizedClassifier(Perceptron(random_state=0), tiny).fit(digits.X[:150] / 255, digits.y[:150])
-    assert not hasattr(model, "predict_proba")
-    assert not hasattr(CanonicalizedClassifier(Perceptron()), "predict_proba")
-    assert hasattr(CanonicalizedClassifier(), "predict_proba")
-    canonical = model.estimator_.transform(turned.X[:20] / 255)[:, :784]
-    assert_array_equal(model.predict(turned.X[:20] / 255), model.classifier_.predict(canonical))
+class Votes(ClassifierMixin, BaseEstimator):
+    """A classifier that only predicts."""
+
+    def fit(self, X, y):
+        self.neighbours_ = KNeighborsClassifier(3).fit(X, y)
+        self.classes_ = self.neighbours_.classes_
+        return self
+
+    def predict(self, X):
+        return self.neighbours_.predict(X)
+
+
+@pytest.mark.parametrize(
+    "classifier", [SVC(random_state=0), SVC(decision_function_shape="ovo", random_state=0), Votes()]
+)
+def test_a_classifier_without_probabilities_gets_some(fitted_with_critic, digits, stretched, classifier):
+    aligner = FrozenEstimator(copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0))
+    model = CanonicalizedClassifier(classifier, aligner, random_state=0).fit(digits.X[:600], digits.y[:600])
+    probabilities = model.predict_proba(stretched.X)
+    right = model.predict(stretched.X) == stretched.y
+    assert model.mixture_.n_judged == 600
+    assert right.mean() > 0.6
+    assert abs(probabilities.max(axis=1).mean() - right.mean()) < 0.1
+    assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_two_classes_from_one_decision_value(fitted, digits):
+    X, y = digits.X[:200], digits.y[:200] > 4
+    model = CanonicalizedClassifier(SVC(random_state=0), FrozenEstimator(fitted), random_state=0).fit(X, y)
+    assert model.predict_proba(X[:7]).shape == (7, 2)
+    assert model.score(X, y) > 0.9
 
 
 # ---------------------------------------------------------------- what goes in
@@ -116,8 +144,12 @@ def test_it_fits_a_clone_of_both_on_canonical_images(tiny, digits):
     assert model.classifier is neighbours
     aligner = clone(tiny).fit(X)
     assert joblib.hash(aligner) == joblib.hash(model.estimator_)
-    expected = clone(neighbours).fit(aligner.transform(X)[:, :784], y)
-    assert joblib.hash(expected) == joblib.hash(model.classifier_)
+    copies = aligner.transform(
+        aligner.perturb(X, np.random.RandomState(np.random.RandomState(0).randint(2**31 - 1)))[0]
+    )
+    expected = clone(neighbours).fit(np.vstack([aligner.transform(X), copies])[:, :784], np.tile(y, 2))
+    assert_array_equal(expected._fit_X, model.classifier_._fit_X)
+    assert_array_equal(expected._y, model.classifier_._y)
     assert model.n_features_in_ == 784
     assert_array_equal(model.classes_, np.arange(10))
 
@@ -147,7 +179,7 @@ def test_copies_are_aligned_in_poses_of_their_own(fitted, digits):
     assert_array_equal(model.classifier_._fit_X, np.vstack([fitted.transform(rows)[:, :784] for rows in (X, *turned)]))
     assert_array_equal(model.classes_[model.classifier_._y], np.tile(y, 3))
     assert joblib.hash(clone(model).fit(X, y)) == joblib.hash(model)
-    without = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted)).fit(X, y)
+    without = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted), n_copies=0).fit(X, y)
     assert_array_equal(without.classifier_._fit_X, fitted.transform(X)[:, :784])
 
 
@@ -221,7 +253,7 @@ def test_a_frozen_aligner_is_used_as_it_is(fitted, digits, turned, monkeypatch):
 
     monkeypatch.setattr(sk_avae.learning.fit, "train", train)
     before = joblib.hash(fitted)
-    model = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted), random_state=7)
+    model = CanonicalizedClassifier(KNeighborsClassifier(3), FrozenEstimator(fitted), n_copies=0, random_state=7)
     model = clone(model).fit(digits.X[:80], digits.y[:80])
     expected = KNeighborsClassifier(3).fit(fitted.transform(digits.X[:80])[:, :784], digits.y[:80])
     assert_array_equal(model.classifier_._fit_X, expected._fit_X)

@@ -55,9 +55,11 @@ TABLE = {
         ),
         *("images", "result", "aligner", "aligner_state", "learning"),
     },
+    "mixture": set(),
     "_meta": {"_validation", "estimator"},
+    "_lessons": {"_validation", "estimator"},
     "canonicalizer": {"_validation", "_inputs", "_meta", "callbacks", "result"},
-    "classifier": {"_validation", "_inputs", "_meta", "callbacks"},
+    "classifier": {"_validation", "_inputs", "_lessons", "_meta", "callbacks", "mixture"},
     "persistence": {
         *("_version", "_validation", "expert", "model", "search", "images", "report", "aligner_state", "estimator"),
         "canonicalizer",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
@@ -515,11 +516,14 @@ def test_skorchs_epoch_scoring_is_called_once_per_epoch(quick, digits, use_cachi
 
 def test_a_classifier_without_probabilities_decides(plain, digits):
     X, y, frozen = digits.X[:150], digits.y[:150], FrozenEstimator(plain)
-    model = CanonicalizedClassifier(LinearSVC(random_state=0), frozen).fit(X, y)
+    settings = {"n_copies": 0, "calibrate": False, "n_hypotheses": 1}
+    model = CanonicalizedClassifier(LinearSVC(random_state=0), frozen, **settings).fit(X, y)
     pipeline = make_pipeline(AffineCanonicalizer(frozen), LinearSVC(random_state=0)).fit(X, y)
-    assert_array_equal(model.decision_function(X[:9]), pipeline.decision_function(X[:9]))
-    assert not hasattr(model, "predict_log_proba")
-    calibrated = CalibratedClassifierCV(CanonicalizedClassifier(LinearSVC(random_state=0), frozen), cv=2).fit(X, y)
+    expected = log_softmax(pipeline.decision_function(X[:9]), axis=1)
+    assert_allclose(model.decision_function(X[:9]), np.maximum(expected, np.log(np.finfo(np.float32).tiny)), rtol=1e-5)
+    assert_array_equal(model.predict(X), pipeline.predict(X))
+    calibrated = CalibratedClassifierCV(CanonicalizedClassifier(LinearSVC(random_state=0), frozen, **settings), cv=2)
+    calibrated.fit(X, y)
     assert calibrated.predict_proba(X[:3]).shape == (3, 10)
 
 

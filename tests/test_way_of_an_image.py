@@ -101,8 +101,15 @@ def test_a_classifier_aligns_each_image_once_and_each_copy(small_avae, digits, s
     assert stays["converted"] == (2 + 2 * n_copies) * N
 
 
+def test_images_that_judge_are_aligned_with_their_copy(small_avae, digits, stays):
+    aligner = small_avae(max_epochs=1, learned_starts=False)
+    CanonicalizedClassifier(KNeighborsClassifier(), aligner).fit(digits.X[:60], digits.y[:60])
+    assert stays["aligned"] == 2 * 60
+
+
 def test_a_classifier_in_front_of_a_fitted_aligner_checks_once_for_each(fitted, digits, stays):
-    model = CanonicalizedClassifier(KNeighborsClassifier(), FrozenEstimator(fitted)).fit(digits.X[:N], digits.y[:N])
+    model = CanonicalizedClassifier(KNeighborsClassifier(), FrozenEstimator(fitted), n_copies=0)
+    model.fit(digits.X[:N], digits.y[:N])
     assert stays["checked"] == 2
     assert stays["aligned"] == stays["converted"] == N
     stays.clear()

@@ -8,9 +8,12 @@ import numpy as np
 from shared.cache import code_digest
 from shared.timing import timed
 
+from sk_avae._lessons import folds_to_judge
 from sk_avae.datasets import make_perturbed
+from sk_avae.mixture import HypothesisMixture, joined, learned_mixture, read
+from sk_avae.report import calibration_error
 
-from .classifiers import make_classifier, predict_weighted
+from .classifiers import make_classifier
 from .frontends import as_bytes, drawn, make_frontend, only, undo
 from .plan import ROWS
 
@@ -73,9 +76,9 @@ class Experiment:
             family = perturbation.drawn_family
             return Lazy({"undone": test.key}, lambda: only("images", as_bytes(undo(*test.load(), family))))
         frontend = ROWS[row].frontend or row
-        k = None if any(other.averaged and other.frontend == frontend for other in ROWS.values()) else 1
+        k = None if any(other.weighs and other.frontend == frontend for other in ROWS.values()) else 1
         found = self._found(frontend, ROWS[row].family(perturbation), images, "test", k)
-        if ROWS[row].averaged:
+        if ROWS[row].weighs:
             return Lazy(found.key, lambda: found.load() | {"images": drawn(found.load(), images.load())})
         best = Lazy({"best": found.key}, lambda: drawn(found.load(), images.load(), 1)[:, 0])
         return Lazy(best.key, lambda: found.load() | only("images", best.load()))
@@ -113,18 +116,22 @@ class Experiment:
             key = {"training": asdict(perturbation), "copies": n_copies, **self.data_key}
             seeds = [self.training_seed(copy) for copy in range(n_copies)]
             return self._joined(key, lambda: (perturb(self.X_train, perturbation, seed)[0] for seed in seeds), n_copies)
-        starts, copies = range(0, len(self.X_train), IMAGES_PER_PART), 1 + ROWS[row].copies
-        family = ROWS[row].family(perturbation)
-        parts = [self._canonical_part(kind, family, start, copy) for copy in range(copies) for start in starts]
+        family, copies = ROWS[row].family(perturbation), 1 + ROWS[row].weighs
+        parts = [
+            self._canonical_part(kind, family, start, copy) for copy in range(copies) for start in self._part_starts()
+        ]
         key = {"training": [part.key for part in parts]}
-        return self._joined(key, lambda: (part.load() for part in parts), copies)
+        return self._joined(key, lambda: (part.load()["images"][:, 0] for part in parts), copies)
+
+    def _part_starts(self):
+        return range(0, len(self.X_train), IMAGES_PER_PART)
 
     def _joined(self, key, parts, n_copies):
         """Return images, computed in parts, with the labels of so many copies of the training digits."""
         return Lazy(key, lambda: (np.concatenate(list(parts())), np.tile(self.y_train, n_copies)))
 
     def _canonical_part(self, row, family, start, copy):
-        """Return some of the training digits, or of a perturbed copy of them, canonicalised.
+        """Return the canonical images of some of the training digits, or all hypotheses' of a perturbed copy of them.
 
         Parts, so that a stopped run loses little.
         """
@@ -140,8 +147,8 @@ class Experiment:
             return frontend.perturb(model.load()["model"], rows, key["perturbed"])
 
         images = Lazy(key, load)
-        found = self._found(row, family, images, "copy" if copy else "train", 1)
-        return Lazy(found.key, lambda: drawn(found.load(), images.load())[:, 0])
+        found = self._found(row, family, images, "copy" if copy else "train", None if copy else 1)
+        return Lazy(found.key, lambda: found.load() | {"images": drawn(found.load(), images.load())})
 
     def training_seed(self, copy):
         """Return the seed of a perturbed copy of the training digits; test digits have the experiment's own."""
@@ -172,33 +179,87 @@ class Experiment:
         """Return the accuracies of a classifier on images, over all digits and without the nines, under a name."""
 
         def compute():
-            images = seen.load()
-            right = predict_weighted(classifier.load(), images["images"], images["weights"]) == self.y_test
+            images = seen.load()["images"][:, 0] / np.float32(255)
+            right = classifier.load().predict(images) == self.y_test
             return float(right.mean()), float(right[self.y_test != 9].mean())
 
         key = {"classifier": classifier.key, "images": seen.key}
         read = self.kept(f"reading_{slug(classifier.key['classifier'])}", ".json", key, compute).load()
         return dict(zip((name, f"{name}_without_9"), read, strict=True))
 
+    # ------------------------------------------------------------------ as CanonicalizedClassifier does it
+    def weighing(self, row, perturbation, name):
+        """Return a classifier fitted on all training digits but a fold, with their copies, and what the fold taught.
+
+        `CanonicalizedClassifier` fits once more, on all; here the dear ones are fitted once.
+        """
+        training = self.training_images(row, perturbation, name)
+        known, judged = folds_to_judge(self.y_train, self.seed)[0]
+        family = ROWS[row].family(perturbation)
+        parts = [self._canonical_part(ROWS[row].training, family, start, 1) for start in self._part_starts()]
+
+        def compute():
+            images, labels = training.load()
+            lessons = np.concatenate([known, len(self.X_train) + known])
+            classifier = make_classifier(
+                name, epochs=-(-self.settings.cnn_epochs // 2), random_state=self.seed, device=self.device
+            ).fit(images[lessons] / np.float32(255), labels[lessons])
+            taught = []
+            for start, part in zip(self._part_starts(), parts, strict=True):
+                some = judged[(judged >= start) & (judged < start + IMAGES_PER_PART)]
+                found = part.load()
+                hypotheses = found["images"][some - start] / np.float32(255)
+                taught.append((some, read(classifier, hypotheses, found["weights"][some - start])))
+            order = np.concatenate([some for some, _ in taught])
+            readings = joined([readings for _, readings in taught])
+            prior = np.bincount(self.y_train) / len(self.y_train)
+            return {"classifier": classifier, "mixture": learned_mixture(readings, self.y_train[order], prior)}
+
+        key = {"weighing": name, "training": training.key, "epochs": self.settings.cnn_epochs}
+        suffix = "" if name.startswith("kNN") else ".joblib"
+        return self.kept(f"weighing_{slug(name)}", suffix, key, compute)
+
+    def weighed_reading(self, weighing, seen, name):
+        """Return what a classifier reads of all hypotheses: accuracies, averaged ones, and the calibration error."""
+
+        def compute():
+            images, fitted = seen.load(), weighing.load()
+            readings = read(fitted["classifier"], images["images"] / np.float32(255), images["weights"])
+            probabilities = fitted["mixture"].probabilities(readings)
+            right = probabilities.argmax(axis=1) == self.y_test
+            averaged = HypothesisMixture().probabilities(readings).argmax(axis=1) == self.y_test
+            possible = (readings.log_probabilities.argmax(axis=2) == self.y_test[:, None]) & (images["weights"] > 0)
+            return {
+                "": float(right.mean()),
+                "_without_9": float(right[self.y_test != 9].mean()),
+                "_averaged": float(averaged.mean()),
+                "_any": float(possible.any(axis=1).mean()),
+                "_calibration": calibration_error(probabilities.max(axis=1), right),
+                "_mixture": str(fitted["mixture"]),
+            }
+
+        key = {"weighing": weighing.key, "images": seen.key}
+        read_ = self.kept(f"reading_{slug(weighing.key['weighing'])}", ".json", key, compute).load()
+        return {name + suffix: value for suffix, value in read_.items()}
+
     def cell(self, row, perturbation, column):
         """Return what a row reads in a column: accuracies and costs."""
-        is_augmented = ROWS[row].training == "perturbed"
         name = ROWS[row].classifier(column)
-        training = self.training_images(row, perturbation, name)
-        own = self.classifier(name, training, perturbation if is_augmented else None)
-        upright = self.classifier(column, self.training_images("none", perturbation, column))
         seen = {"canonicalized": self.seen_images(row, perturbation, self.test_images(perturbation))}
         if ROWS[row].images != "true":
             seen["upright_canonicalized"] = self.seen_images(row, perturbation, self.test_images())
-        seen_keys = {n: images.key for n, images in seen.items()}
-        key = {"row": row, "own": own.key, "upright": upright.key, "seen": seen_keys}
+        if ROWS[row].weighs:
+            own, reading = self.weighing(row, perturbation, name), self.weighed_reading
+        else:
+            training = self.training_images(row, perturbation, name)
+            augmented = perturbation if ROWS[row].training == "perturbed" else None
+            own, reading = self.classifier(name, training, augmented), self.reading
+        key = {"row": row, "own": own.key, "seen": {n: images.key for n, images in seen.items()}}
 
         def compute():
             cell = {}
             for name, images in seen.items():
-                cell |= self.reading(own, images, name)
-                if ROWS[row].images == "canonical":
-                    cell |= self.reading(upright, images, f"{name}_upright_fit")
+                cell |= reading(own, images, name)
             if ROWS[row].images == "canonical":
                 found = seen["canonicalized"].load()
                 cell |= {name: found[name] for name in ("ms_per_image", "fit_seconds", "code")}

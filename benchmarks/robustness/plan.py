@@ -16,8 +16,8 @@ class Settings:
     n_train: int = 60_000
     n_test: int = 10_000
     avae: dict[str, Any] = field(default_factory=dict)
-    cnn_epochs: int = 4
-    augmented_epochs: int = 12
+    cnn_epochs: int = 10
+    augmented_epochs: int = 15
     augmented_copies: int = 2
     paper_budget: float = 1.0
     equiadapt_images: int = 60_000
@@ -35,7 +35,7 @@ FULL = Settings()
 QUICK = Settings(
     n_train=4_000,
     n_test=400,
-    augmented_epochs=4,
+    augmented_epochs=10,
     augmented_copies=1,
     paper_budget=0.25,
     equiadapt_images=1_500,
@@ -112,28 +112,25 @@ class Row:
         What classifiers are fitted on: "upright" digits, "perturbed" ones, or the canonical training digits of a row.
     frontend : str or None
         The row whose front-end this one shares; None has its own.
-    averaged : bool
-        Whether the classifier reads all hypotheses, or the best one.
     classifiers : dict or None
         From columns to the classifier that is used there; None is the column's own.
     families : tuple of str
         Those of the perturbations that the row is for.
     wider : bool
         Whether the front-end searches the perturbation's wider family; the row is for those that have one.
-    copies : bool
-        Whether classifiers are also fitted on training digits that the front-end's model has perturbed before it
-        canonicalised them: poses that it learned to undo, whatever those of the test digits are.
+    weighs : bool
+        Whether classifiers do as `CanonicalizedClassifier` does: they are also fitted on a copy of the training digits
+        that the model has perturbed before it canonicalised them, and read all hypotheses for a test digit.
     """
 
     label: str
     images: str = "canonical"
     training: str = "upright"
     frontend: str | None = None
-    averaged: bool = False
     classifiers: Any = None
     families: tuple[str, ...] = ("rotation", "linear", "affine")
     wider: bool = False
-    copies: bool = False
+    weighs: bool = False
 
     def classifier(self, column):
         return column if self.classifiers is None else self.classifiers.get(column)
@@ -147,36 +144,17 @@ class Row:
 
 STN = {"CNN": "STN + CNN"}
 ROWS = {
-    "none": Row("none", images="raw"),
-    "oracle": Row("true pose undone", images="true"),
-    "augmented": Row("augmented training", images="raw", training="perturbed"),
-    "moments": Row("moments only", training="moments"),
-    "moments_wider": Row("moments only, wider family", training="moments", frontend="moments", wider=True),
-    "stn": Row("spatial transformer, trained on upright digits", images="raw", classifiers=STN),
-    "stn_augmented": Row(
-        "spatial transformer, trained on perturbed digits", images="raw", training="perturbed", classifiers=STN
-    ),
-    "equiadapt": Row("equiadapt 0.1.2", training="equiadapt", families=("rotation",)),
-    "paper": Row("the paper's search", training="sk_avae"),
-    "vae_only": Row("sk_avae without critic", training="sk_avae"),
-    "sk_avae": Row("sk_avae", training="sk_avae"),
-    "averaged": Row("sk_avae, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True),
-    "wider": Row("sk_avae, wider family", training="sk_avae", frontend="sk_avae", wider=True),
-    "wider_averaged": Row(
-        "sk_avae, wider family, hypotheses averaged", training="sk_avae", frontend="sk_avae", averaged=True, wider=True
-    ),
-    "copies": Row(
-        "sk_avae, averaged, fitted on copies too", training="sk_avae", frontend="sk_avae", averaged=True, copies=True
-    ),
-    "wider_copies": Row(
-        "sk_avae, wider family, averaged, fitted on copies too",
-        training="sk_avae",
-        frontend="sk_avae",
-        averaged=True,
-        wider=True,
-        copies=True,
-    ),
-    "gated": Row("sk_avae, identity gate", training="gated"),
+    "none": Row("alone", images="raw"),
+    "augmented": Row("augmented", images="raw", training="perturbed"),
+    "stn": Row("augmented, STN", images="raw", training="perturbed", classifiers=STN),
+    "moments": Row("moments", training="moments"),
+    "equiadapt": Row("equiadapt", training="equiadapt", families=("rotation",)),
+    "paper": Row("paper's search", training="sk_avae"),
+    "vae_only": Row("no critic", training="sk_avae"),
+    "sk_avae": Row("canonicalizer", training="sk_avae"),
+    "weighed": Row("classifier", training="sk_avae", frontend="sk_avae", weighs=True),
+    "wider": Row("classifier, wider", training="sk_avae", frontend="sk_avae", weighs=True, wider=True),
+    "oracle": Row("pose undone", images="true"),
 }
 # Every other row is read beside these two.
 REFERENCES = ("none", "oracle")

@@ -7,60 +7,72 @@ from shared.tables import environment, markdown, save_text
 
 from .plan import CLASSIFIERS, PERTURBATIONS, ROWS
 
-READINGS = {
-    "as_it_comes": "as it comes",
-    "canonicalized": "through the front-end",
-    "canonicalized_upright_fit": "through the front-end, classifier fitted on upright pixels",
-    "oracle": "true pose undone",
-    "upright": "upright",
-    "upright_canonicalized": "upright, through the front-end",
-    "upright_canonicalized_upright_fit": "upright, through the front-end, classifier fitted on upright pixels",
+SUFFIXES = ("", "_without_9", "_averaged", "_any", "_calibration", "_mixture")
+READINGS = [name + suffix for name in ("canonicalized", "upright_canonicalized") for suffix in SUFFIXES]
+TABLES = {
+    "canonicalized": "Perturbed test digits, %",
+    "canonicalized_without_9": "Perturbed test digits without 9, %",
+    "upright_canonicalized": "Upright test digits, %",
 }
-# What every row is compared with: name, row and reading of the other row.
-REFERENCE_READINGS = [
-    ("as_it_comes", "none", "canonicalized"),
-    ("oracle", "oracle", "canonicalized"),
-    ("upright", "none", "upright_canonicalized"),
-]
+WEIGHED = {
+    "canonicalized": "read, %",
+    "canonicalized_averaged": "averaged by alignment's weights, %",
+    "canonicalized_any": "of some hypothesis, %",
+    "canonicalized_calibration": "calibration error, points",
+}
 
 
 def assemble(lines):
-    """Return a line per seed, front-end, perturbation and classifier, with what the reference rows read beside it."""
-    place = ["seed", "perturbation", "classifier"]
-    table = pd.DataFrame(lines)
-    for suffix in ("", "_without_9"):
-        for name, reference, reading in REFERENCE_READINGS:
-            read = table[table.frontend == reference].set_index(place).reindex(columns=[reading + suffix])
-            table = table.join(read[reading + suffix].rename(name + suffix), on=place)
-    readings = [name + suffix for suffix in ("", "_without_9") for name in READINGS]
+    """Return a line per seed, front-end, perturbation and classifier."""
     costs = ["ms_per_image", "fit_seconds", "code", "device"]
-    return table.reindex(columns=["seed", "frontend", "perturbation", "classifier", *readings, *costs])
+    return pd.DataFrame(lines).reindex(columns=["seed", "frontend", "perturbation", "classifier", *READINGS, *costs])
 
 
 def mean_and_spread(values):
-    values = 100 * np.asarray(values)
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    values = 100 * np.asarray(values, dtype=float)
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def pivot(table, reading, summary):
-    """Return a grid of rows (front-ends) and columns (perturbation x classifier)."""
-    grid = table.pivot_table(
-        index="frontend", columns=["perturbation", "classifier"], values=reading, aggfunc=summary, sort=False
-    )
-    columns = [(p, c) for p in PERTURBATIONS for c in CLASSIFIERS if (p, c) in grid.columns]
-    return grid.reindex(index=[row for row in ROWS if row in grid.index], columns=columns)
+def places(table):
+    return [
+        (p, c)
+        for p in PERTURBATIONS
+        for c in CLASSIFIERS
+        if ((table.perturbation == p) & (table.classifier == c)).any()
+    ]
 
 
 def reading_table(table, reading, absent):
-    """Return the Markdown of one reading; `absent` says of rows without one why."""
-    grid = pivot(table.dropna(subset=[reading]), reading, mean_and_spread)
-    rows = []
-    for row in ROWS:
-        if row in grid.index:
-            rows.append([ROWS[row].label, *grid.loc[row].fillna("")])
-        elif row in absent:
-            rows.append([f"{ROWS[row].label} ({absent[row]})", *[""] * grid.shape[1]])
-    return markdown(["front-end", *(f"{p} {c}" for p, c in grid.columns)], rows)
+    """Return the Markdown of one reading: a line per perturbation and classifier, a column per front-end."""
+    shown = [row for row in ROWS if row in set(table.frontend) or row in absent]
+    grid = table.dropna(subset=[reading]).groupby(["perturbation", "classifier", "frontend"])[reading]
+    cells = grid.agg(mean_and_spread)
+    lines = []
+    for perturbation, classifier in places(table):
+        line = [
+            cells.get((perturbation, classifier, row), why_empty(row, perturbation, classifier, absent))
+            for row in shown
+        ]
+        lines.append([perturbation, classifier, *line])
+    return markdown(["perturbation", "classifier", *(ROWS[row].label for row in shown)], lines)
+
+
+def why_empty(row, perturbation, classifier, absent):
+    """Say why a cell has no figure: it has no meaning, cannot be had here, or was not measured."""
+    if not ROWS[row].family(PERTURBATIONS[perturbation]) or not ROWS[row].classifier(classifier):
+        return "n/a"
+    return absent.get(row, "not run")
+
+
+def weighed_table(table):
+    """Return the Markdown of what reading several hypotheses is worth."""
+    lines = []
+    for row in (row for row in ROWS if ROWS[row].weighs):
+        of_row = table[table.frontend == row]
+        for perturbation, classifier in places(of_row):
+            some = of_row[(of_row.perturbation == perturbation) & (of_row.classifier == classifier)]
+            lines.append([ROWS[row].label, perturbation, classifier, *(mean_and_spread(some[r]) for r in WEIGHED)])
+    return markdown(["front-end", "perturbation", "classifier", *WEIGHED.values()], lines)
 
 
 def cost_table(table):
@@ -79,18 +91,17 @@ def notes(table, settings, n_open):
             f"{name}: {p.label}; family `{p.family}`" + (f", wider `{p.wider}`." if p.wider else ".")
             for name, p in PERTURBATIONS.items()
         ),
+        "affnist is drawn by this benchmark, in the style of affNIST; the official files are not used.",
         "Accuracies in %, mean ± standard deviation over the seeds. Scales are drawn uniformly in the logarithm.",
-        "The classifiers of a front-end are fitted on the training digits that it has canonicalised (the gate leaves "
-        "most of them alone); the rows of sk_avae, save the gate's, and the paper's search share those of sk_avae "
-        "of the same family.",
-        f"Augmented training: networks see new copies in each of {settings.augmented_epochs} epochs "
-        f"({settings.cnn_epochs} on upright digits), LogisticRegression and kNN "
-        f"{settings.copies('kNN(3)')}, the SVM 1.",
-        "Averaged: class probabilities weighed by the hypotheses' weights (those of .001 and more); the SVM, which has "
-        "none, sees the best one. Canonical images are rounded to bytes.",
-        "Copies: classifiers also see each training digit in a pose that the model drew (`AVAEEstimator.perturb`, "
-        "whatever the column's perturbation), canonicalised.",
-        "One fit, critic and gate included, serves all rows of sk_avae and the paper's search.",
+        "Alone: fitted on upright digits. Augmented: networks see new copies in each of "
+        f"{settings.augmented_epochs} epochs ({settings.cnn_epochs} on upright digits), LogisticRegression and kNN "
+        f"{settings.copies('kNN(3)')}, the SVM 1. STN: with a spatial transformer before it.",
+        "Front-ends: classifiers are fitted on the training digits that it has canonicalised (the paper's search and "
+        "no critic: those of the canonicalizer), and read the best hypothesis.",
+        "Classifier: as `CanonicalizedClassifier` does it. It is fitted on canonical digits and one copy of each in a "
+        "pose that the model drew, canonicalised; on all but a fold, which teaches how to put answers together.",
+        "Wider: a family with more parameters than were perturbed, which takes out what digits of one class differ by.",
+        "Pose undone: the true pose, by the same warp. Canonical images are rounded to bytes.",
         f"The paper's search takes {settings.paper_budget:g} times its own number of starts.",
         f"equiadapt is trained on {settings.equiadapt_images:,} digits for {settings.equiadapt_epochs} epochs.",
         "Without 9: nines among the test digits are left out; the classifiers know them.",
@@ -114,10 +125,9 @@ def write_report(path, table, settings, absent, n_open, *, merge):
         n_new, table = len(table), with_old_cells(table, csv)
         n_open = max(0, n_open - (len(table) - n_new))
     parts = [f"# Perturbed MNIST: {settings.n_train:,} upright training digits, {settings.n_test:,} test digits", ""]
-    for reading in ("canonicalized", "canonicalized_without_9", "canonicalized_upright_fit", "upright_canonicalized"):
-        title = READINGS[reading.removesuffix("_without_9")] + (", without 9" if reading.endswith("_9") else "")
-        parts += [f"## {title[0].upper()}{title[1:]}", "", reading_table(table, reading, absent)]
-    parts += ["## Cost of the front-ends", "", cost_table(table)]
+    for reading, title in TABLES.items():
+        parts += [f"## {title}", "", reading_table(table, reading, absent)]
+    parts += ["## Several hypotheses", "", weighed_table(table), "## Cost of the front-ends", "", cost_table(table)]
     save_text(path, parts + [f"- {note}" for note in notes(table, settings, n_open)])
     table.to_csv(csv, index=False, float_format="%.6g")
     draw(table, path.with_suffix(".png"))
@@ -130,20 +140,22 @@ def draw(table, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    grid = 100 * pivot(table, "canonicalized", "mean")
+    shown = [row for row in ROWS if row in set(table.frontend)]
+    perturbations = [p for p in PERTURBATIONS if p in set(table.perturbation)]
     figure, axes = plt.subplots(
-        1, len(CLASSIFIERS), figsize=(18, 1.5 + 0.4 * len(grid)), sharey=True, layout="constrained"
+        1, len(CLASSIFIERS), figsize=(18, 1.5 + 0.4 * len(shown)), sharey=True, layout="constrained"
     )
     for ax, classifier in zip(axes, CLASSIFIERS, strict=True):
-        perturbations = [p for p in PERTURBATIONS if (p, classifier) in grid.columns]
-        values = grid[[(p, classifier) for p in perturbations]].to_numpy()
+        some = table[table.classifier == classifier]
+        grid = 100 * some.pivot_table(index="frontend", columns="perturbation", values="canonicalized")
+        values = grid.reindex(index=shown, columns=perturbations).to_numpy()
         ax.imshow(values, vmin=20, vmax=100, cmap="viridis", aspect="auto")
         for row, column in np.argwhere(np.isfinite(values)):
             value = values[row, column]
             ax.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if value > 75 else "white")
         ax.set_title(classifier)
         ax.set_xticks(range(len(perturbations)), perturbations, rotation=30, ha="right")
-        ax.set_yticks(range(len(grid)), [ROWS[row].label for row in grid.index])
+        ax.set_yticks(range(len(shown)), [ROWS[row].label for row in shown])
     figure.suptitle("Test digits read correctly, %")
     figure.savefig(path, dpi=100)
     plt.close(figure)

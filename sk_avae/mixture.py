@@ -217,6 +217,8 @@ def _log_probabilities(classifier: Any, images: NDArray[Any]) -> tuple[NDArray[A
 
 def _logits(decision: NDArray[Any], n_classes: int) -> NDArray[Any] | None:
     """Return decision values with a column per class; None where they compare pairs of classes."""
+    if n_classes == 1:
+        return np.zeros((len(decision), 1))
     if decision.ndim == 1:
         return np.stack([-decision / 2, decision / 2], axis=1)
     return decision if decision.shape[1] == n_classes else None

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -205,6 +205,12 @@ def test_copies_teach_neighbours_what_alignment_leaves(fitted_with_critic, digit
         for n_copies in (0, 1)
     ]
     assert scores[1] > scores[0]
+
+
+def test_one_class_is_certain(fitted, digits):
+    classifier = make_pipeline(MaxAbsScaler(), RidgeClassifier(100.0))
+    model = CanonicalizedClassifier(classifier, FrozenEstimator(fitted)).fit(digits.X[:60], np.zeros(60))
+    assert_array_equal(model.predict_proba(digits.X[:4]), np.ones((4, 1)))
 
 
 def test_labels_may_be_words(tiny, digits):

@@ -23,12 +23,13 @@ API_MODULES = {
     "sk_avae.datasets": "Data",
     "sk_avae.scoring": "Scores",
 }
-# What these modules hold for those who bring networks or likelihoods of their own; see `contributing.md`.
+# What these modules hold for those who bring networks or likelihoods of their own (see `contributing.md`), and attributes.
 API_PARTS = [
     "sk_avae.vae.MLPVAE",
     "sk_avae.vae.ConvVAE",
     "sk_avae.likelihoods.Bernoulli",
     "sk_avae.likelihoods.Gaussian",
+    "sk_avae.mixture.HypothesisMixture",
 ]
 
 
@@ -44,7 +45,7 @@ def public_names():
         first: [name for name in sections[first] if name not in displays],
         "Displays": displays,
         **{title: sections[title] for title in rest},
-        "Networks and likelihoods": API_PARTS,
+        "Networks, likelihoods, mixtures": API_PARTS,
     }
 
 

@@ -215,7 +215,8 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         for n, (known, _) in enumerate(lessons.folds):
             images, some = lessons.of(known, labels)
             fitted = clone(classifier).fit(images, some, **lessons.params(params, known))
-            readings.append(read(fitted, *lessons.judged(n)))
+            hypotheses, weights = lessons.judged(n)
+            readings.append(read(fitted, hypotheses, weights[:, : self.n_hypotheses]))
         judged = np.concatenate([judged for _, judged in lessons.folds])
         return learned_mixture(joined(readings), indices[judged], counts / len(labels))
 

@@ -62,7 +62,7 @@ def main():
     agreed = direction_agreed(avae.align(rows[train]).alpha, angle[train], y[train])
     lines = []
     for name in CLASSIFIERS:
-        epochs = 30 if args.quick else 20
+        epochs = 30 if args.quick else 14
 
         def fresh(name=name, epochs=epochs):
             classifier = make_classifier(name, epochs=epochs, random_state=args.seed, device="cpu")

@@ -23,7 +23,8 @@ API_MODULES = {
     "sk_avae.datasets": "Data",
     "sk_avae.scoring": "Scores",
 }
-# What these modules hold for those who bring networks or likelihoods of their own (see `contributing.md`), and attributes.
+# What these modules hold for those who bring networks or likelihoods of their own, see `contributing.md`, and an
+# attribute's class.
 API_PARTS = [
     "sk_avae.vae.MLPVAE",
     "sk_avae.vae.ConvVAE",

@@ -58,6 +58,7 @@ DOCUMENTED_WARNINGS = (ConvergenceWarning, DataConversionWarning, FutureWarning)
 DOCUMENTED_PHRASES = (
     *("learns little", "valid feature names", "has feature names", "in other units", "from 64 or more that are not"),
     *("Without effect", "has no effect", "for other poses", "have no pose", "far outside", "farther outside"),
+    "inverted against",
 )
 LONGEST_CALL = 30  # seconds
 

@@ -116,11 +116,11 @@ class Votes(ClassifierMixin, BaseEstimator):
 )
 def test_a_classifier_without_probabilities_gets_some(fitted_with_critic, digits, stretched, classifier):
     aligner = FrozenEstimator(copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0))
-    model = CanonicalizedClassifier(classifier, aligner, random_state=0).fit(digits.X[:600], digits.y[:600])
+    model = CanonicalizedClassifier(classifier, aligner, random_state=0).fit(digits.X[:300], digits.y[:300])
     probabilities = model.predict_proba(stretched.X)
     right = model.predict(stretched.X) == stretched.y
-    assert model.mixture_.n_judged == 600
-    assert right.mean() > 0.6
+    assert model.mixture_.n_judged == 300
+    assert right.mean() > 0.55
     assert abs(probabilities.max(axis=1).mean() - right.mean()) < 0.1
     assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
@@ -199,8 +199,8 @@ def test_copies_weigh_what_their_image_weighs(fitted, digits):
 def test_copies_teach_neighbours_what_alignment_leaves(fitted_with_critic, digits, stretched):
     aligner = FrozenEstimator(copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0))
     scores = [
-        CanonicalizedClassifier(KNeighborsClassifier(3), aligner, n_copies=n_copies, random_state=0)
-        .fit(digits.X[:2000], digits.y[:2000])
+        CanonicalizedClassifier(KNeighborsClassifier(3), aligner, n_copies=n_copies, calibrate=False, random_state=0)
+        .fit(digits.X[:1200], digits.y[:1200])
         .score(stretched.X, stretched.y)
         for n_copies in (0, 1)
     ]

@@ -113,7 +113,7 @@ WEIGHTS = np.linspace(1, 2, 60)
 
 def test_weights_go_to_the_classifier(tiny, digits):
     model = CanonicalizedClassifier(Weighted(), tiny).fit(digits.X[:60], digits.y[:60], sample_weight=WEIGHTS)
-    assert_array_equal(model.classifier_.sample_weight_, WEIGHTS)
+    assert_array_equal(model.classifier_.sample_weight_, np.tile(WEIGHTS, 2))
     assert model.fit(digits.X[:60], digits.y[:60]).classifier_.sample_weight_ is None
 
 
@@ -127,8 +127,8 @@ def test_metadata_is_routed_as_requested(tiny, digits):
     X, y = digits.X[:60], digits.y[:60]
     model = CanonicalizedClassifier(Weighted().set_fit_request(sample_weight=True, groups="camera"), tiny)
     model.fit(X, y, sample_weight=WEIGHTS, camera=y)
-    assert_array_equal(model.classifier_.sample_weight_, WEIGHTS)
-    assert_array_equal(model.classifier_.groups_, y)
+    assert_array_equal(model.classifier_.sample_weight_, np.tile(WEIGHTS, 2))
+    assert_array_equal(model.classifier_.groups_, np.tile(y, 2))
     ignoring = CanonicalizedClassifier(Weighted().set_fit_request(sample_weight=False), tiny)
     assert ignoring.fit(X, y).classifier_.sample_weight_ is None
 

@@ -50,16 +50,17 @@ def reading_table(table, reading, absent):
     lines = []
     for perturbation, classifier in places(table):
         line = [
-            cells.get((perturbation, classifier, row), why_empty(row, perturbation, classifier, absent))
+            cells.get((perturbation, classifier, row), why_empty(row, perturbation, classifier, reading, absent))
             for row in shown
         ]
         lines.append([perturbation, classifier, *line])
     return markdown(["perturbation", "classifier", *(ROWS[row].label for row in shown)], lines)
 
 
-def why_empty(row, perturbation, classifier, absent):
+def why_empty(row, perturbation, classifier, reading, absent):
     """Say why a cell has no figure: it has no meaning, cannot be had here, or was not measured."""
-    if not ROWS[row].family(PERTURBATIONS[perturbation]) or not ROWS[row].classifier(classifier):
+    has_no_meaning = ROWS[row].images == "true" and reading.startswith("upright")
+    if has_no_meaning or not ROWS[row].family(PERTURBATIONS[perturbation]) or not ROWS[row].classifier(classifier):
         return "n/a"
     return absent.get(row, "not run")
 

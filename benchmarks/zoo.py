@@ -9,7 +9,7 @@ into poses at random by scipy: turned by any angle, and for "affine" scaled and 
 its default.
 
 Columns, each a mean over the classifiers: upright test images; perturbed ones; canonicalized ones; the same behind
-CanonicalizedClassifier(n_copies=1); the true pose undone by scipy; images turned by their principal axes; classifiers
+CanonicalizedClassifier; the true pose undone by scipy; images turned by their principal axes; classifiers
 fitted on five perturbed copies; canonicalized with min_gain="auto". Then the share of the gap that is closed, the right
 poses (angle within 20 degrees, transform within .6), what the fit itself foretold, how far the weights are off, and
 what it cost in processor time of one thread (OMP_NUM_THREADS=1).
@@ -210,7 +210,7 @@ def scaled(X):
 
 def copied(model, classifier, X, y):
     reader = make_pipeline(FunctionTransformer(scaled), clone(classifier))
-    return CanonicalizedClassifier(reader, FrozenEstimator(model), n_copies=1).fit(X, y)
+    return CanonicalizedClassifier(reader, FrozenEstimator(model)).fit(X, y)
 
 
 def sheet(model, X, path):

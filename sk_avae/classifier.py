@@ -163,6 +163,10 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         task.end()
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Version 0.1 averaged.
+        super().__setstate__({"calibrate": False, **state})
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = allows_gaps(self.estimator)
@@ -237,7 +241,6 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         check_names(self, X)
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
-        # Pickles of version 0.1 averaged.
         mixture = getattr(self, "mixture_", HypothesisMixture())
         return mixture.probabilities(read(self.classifier_, images, weights)).astype(weights.dtype)
 

@@ -297,6 +297,17 @@ def test_it_survives_pickling_and_hashes_alike(tiny, digits, turned):
     assert joblib.hash(again.estimator_) == joblib.hash(one.estimator_)
 
 
+def test_pickles_of_before_average(doubting, stretched):
+    old = {name: value for name, value in doubting.__getstate__().items() if name not in {"calibrate", "mixture_"}}
+    model = CanonicalizedClassifier()
+    vars(model).clear()
+    model.__setstate__(old)
+    averaging = copy.copy(doubting)
+    averaging.mixture_ = HypothesisMixture()
+    assert_array_equal(model.predict_proba(stretched.X[:9]), averaging.predict_proba(stretched.X[:9]))
+    assert model.get_params()["calibrate"] is False
+
+
 def test_predicting_learns_nothing(doubting, stretched):
     before = joblib.hash(doubting)
     doubting.predict(stretched.X[:5])

@@ -14,6 +14,8 @@ from .estimator import AVAEEstimator
 _ENOUGH_JUDGED, _FEWEST = 1_000, 50
 _FEWEST_FOLDS = 5
 
+_ALL = slice(None)
+
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
@@ -36,19 +38,15 @@ class Lessons(NamedTuple):
     hypotheses: NDArray[Any]
     weights: NDArray[Any]
 
-    def of(self, rows: NDArray[np.intp], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def of(self, labels: NDArray[Any], rows: Any = _ALL) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return images and labels of some of the training images, with their copies."""
         images = self.images[:, rows]
         return images.reshape(-1, images.shape[2]), np.tile(labels[rows], len(images))
 
-    def of_all(self, labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return all images and their labels."""
-        return self.images.reshape(-1, self.images.shape[2]), np.tile(labels, len(self.images))
-
-    def params(self, params: dict[str, Any], rows: NDArray[np.intp] | None = None) -> dict[str, Any]:
-        """Return `fit`'s parameters for what `of` returns, or `of_all`."""
+    def params(self, params: dict[str, Any], rows: Any = _ALL) -> dict[str, Any]:
+        """Return `fit`'s parameters for what `of` returns."""
         n = self.images.shape[1]
-        return of_samples(params, n, np.tile(np.arange(n) if rows is None else rows, len(self.images)))
+        return of_samples(params, n, np.tile(np.arange(n)[rows], len(self.images)))
 
     def judged(self, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the hypotheses of a fold, and their weights."""

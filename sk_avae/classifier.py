@@ -158,7 +158,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
             folds = folds_to_judge(labels, seed_from(self._random(aligner))) if self.calibrate else []
             lessons = aligned_lessons(aligner, rows, self.n_copies, folds, self._random(aligner))
             self.mixture_ = self._learned_mixture(classifier, lessons, labels, routed)
-            self.classifier_ = task.fit("fit-classifier", classifier, *lessons.of_all(labels), **lessons.params(routed))
+            self.classifier_ = task.fit("fit-classifier", classifier, *lessons.of(labels), **lessons.params(routed))
             self.classes_ = self.classifier_.classes_
         task.end()
         return self
@@ -217,7 +217,7 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         _, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
         readings = []
         for n, (known, _) in enumerate(lessons.folds):
-            images, some = lessons.of(known, labels)
+            images, some = lessons.of(labels, known)
             fitted = clone(classifier).fit(images, some, **lessons.params(params, known))
             hypotheses, weights = lessons.judged(n)
             readings.append(read(fitted, hypotheses, weights[:, : self.n_hypotheses]))
@@ -242,7 +242,8 @@ class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
         images, weights = self.estimator_.transform_hypotheses(X)
         weights = weights[:, : self.n_hypotheses]
         mixture = getattr(self, "mixture_", HypothesisMixture())
-        return mixture.probabilities(read(self.classifier_, images, weights)).astype(weights.dtype)
+        readings = read(self.classifier_, images, weights, energy=mixture.evidence[0] != 0)
+        return mixture.probabilities(readings).astype(weights.dtype)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
         """Return the logarithms of `predict_proba`.

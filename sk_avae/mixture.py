@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
 from torch import Tensor
 
 # What a classifier's evidence for an image is, in the order of its columns.
@@ -150,7 +151,7 @@ def _fitted(
     return HypothesisMixture(
         trust=float(np.exp(found[0])),
         sharpness=float(np.exp(found[1])),
-        floor=float(1 / (1 + np.exp(-found[2]))),
+        floor=float(expit(found[2])),
         evidence=tuple(float(weight) for weight in weights),
         n_judged=n,
         prior=tuple(float(p) for p in prior),
@@ -176,7 +177,7 @@ def joined(readings: list[Readings]) -> Readings:
     return Readings(*(np.concatenate(parts) for parts in zip(*readings, strict=True)))
 
 
-def read(classifier: Any, images: NDArray[Any], weights: NDArray[Any]) -> Readings:
+def read(classifier: Any, images: NDArray[Any], weights: NDArray[Any], *, energy: bool = True) -> Readings:
     """Ask a fitted classifier about all hypotheses that count.
 
     Parameters
@@ -186,6 +187,8 @@ def read(classifier: Any, images: NDArray[Any], weights: NDArray[Any]) -> Readin
         enough), else its predictions.
     images : ndarray of shape (n, k, n_features)
     weights : ndarray of shape (n, k)
+    energy : bool, default=True
+        Whether decision values are asked for where there are probabilities; else the energy is 0.
     """
     n_classes = len(classifier.classes_)
     log_p = np.zeros((*weights.shape, n_classes))
@@ -193,20 +196,19 @@ def read(classifier: Any, images: NDArray[Any], weights: NDArray[Any]) -> Readin
     for k in range(weights.shape[1]):
         counts = weights[:, k] > 0
         if counts.any():
-            log_p[counts, k], evidence[counts, k, 0] = _log_probabilities(classifier, images[counts, k])
+            log_p[counts, k], evidence[counts, k, 0] = _log_probabilities(classifier, images[counts, k], energy)
     evidence[..., 1] = log_p.max(axis=-1)
     return Readings(weights, log_p, evidence)
 
 
-def _log_probabilities(classifier: Any, images: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _log_probabilities(classifier: Any, images: NDArray[Any], with_energy: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return log-probabilities of the classes, and the energy of the decision values, 0 without."""
-    logits, energy = None, np.zeros(len(images))
-    if hasattr(classifier, "decision_function"):
+    logits, energy, has_probabilities = None, np.zeros(len(images)), hasattr(classifier, "predict_proba")
+    if hasattr(classifier, "decision_function") and (with_energy or not has_probabilities):
         logits = _logits(np.asarray(classifier.decision_function(images), dtype=np.float64), len(classifier.classes_))
     if logits is not None:
-        highest = logits.max(axis=1)
-        energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-    if hasattr(classifier, "predict_proba"):
+        energy = logsumexp(logits, axis=1)
+    if has_probabilities:
         probabilities = np.asarray(classifier.predict_proba(images), dtype=np.float64)
         return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), energy
     if logits is not None:

@@ -1,6 +1,7 @@
 """Affine variational autoencoders for scikit-learn: images back in the pose that your model was trained on."""
 
 from ._version import __version__ as __version__
+from ._versions import show_versions
 from .canonicalizer import AffineCanonicalizer
 from .classifier import CanonicalizedClassifier
 from .estimator import AVAEEstimator
@@ -32,4 +33,5 @@ __all__ = [
     "TrainingDisplay",
     "load",
     "save",
+    "show_versions",
 ]

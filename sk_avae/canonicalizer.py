@@ -9,6 +9,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ._inputs import check_names, check_rows, stacked_shape
+from ._links import LinkedToDocs
 from ._meta import allows_gaps, missing_values_of, new_aligner, unfrozen
 from ._validation import feature_names, wants_container
 from .callbacks import CallbackSupport, Task, with_callbacks
@@ -20,7 +21,7 @@ def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
     return canonicalizer.append_alpha
 
 
-class AffineCanonicalizer(CallbackSupport, TransformerMixin, BaseEstimator):
+class AffineCanonicalizer(LinkedToDocs, CallbackSupport, TransformerMixin, BaseEstimator):
     """Turn images back into the pose of the training images; same columns in as out.
 
     Parameters

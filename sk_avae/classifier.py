@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ._inputs import as_images, check_names, check_rows
 from ._lessons import Lessons, aligned_lessons, folds_to_judge
+from ._links import LinkedToDocs
 from ._meta import allows_gaps, missing_values_of, new_aligner, unfrozen
 from ._validation import check_count, check_flag, seed_from, unchanged_on_error
 from .callbacks import CallbackSupport, Task, with_callbacks
@@ -31,7 +32,7 @@ def _check_sample_weight(classifier: Any, sample_weight: ArrayLike, n: int) -> N
     return weights  # type: ignore[no-any-return]
 
 
-class CanonicalizedClassifier(CallbackSupport, ClassifierMixin, BaseEstimator):
+class CanonicalizedClassifier(LinkedToDocs, CallbackSupport, ClassifierMixin, BaseEstimator):
     """A classifier that aligns images first and weighs the poses that each may have.
 
     `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them. It also

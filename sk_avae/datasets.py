@@ -1,4 +1,4 @@
-"""Images to try things on: a sample of MNIST in the package, all of it from a folder, and known perturbations.
+"""Images: from a folder of pictures, a sample of MNIST in the package, all of it from a folder, known perturbations.
 
 MNIST: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", CC BY-SA 3.0.
 """
@@ -21,10 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
 from ._inputs import as_images, check_channels_last, check_square, enormous_numbers_refused, resolve_image_shape
+from ._pictures import load_images
 from .model.affine import INTERPOLATIONS, check_family, edge_median, invert, parameters_of, to_matrix, warp
 from .model.contexts import in_plain_torch
 
-__all__ = ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
+__all__ = ["fetch_mnist", "load_images", "load_mnist_sample", "make_perturbed"]
 
 # How far each parameter reaches to either side of 0 unless `ranges` says otherwise.
 DEFAULT_RANGES = {

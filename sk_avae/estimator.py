@@ -31,6 +31,7 @@ from ._inputs import (
     warn_of_other_units,
 )
 from ._learned import LearnedAttributes
+from ._links import LinkedToDocs
 from ._validation import (
     check_choice,
     check_count,
@@ -72,7 +73,7 @@ def _prefixed(expert: ExpertSettings) -> dict[str, Any]:
     return {f"expert__{name}": value for name, value in expert.get_params(deep=False).items()}
 
 
-class AVAEEstimator(LearnedAttributes, CallbackSupport, TransformerMixin, BaseEstimator):
+class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
     `fit` trains a VAE. Afterwards it finds, for each image, the affine pose `alpha` whose removal makes the evidence

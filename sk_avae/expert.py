@@ -5,12 +5,14 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
+from ._links import LinkedToDocs
+
 # What they were as parameters of `AVAEEstimator` until version 0.2.
 MOVED = ("max_iter", "weight_decay", "validation_fraction", "n_iter_no_change", "callbacks")
 DEPRECATED = "deprecated"
 
 
-class ExpertSettings(BaseEstimator):
+class ExpertSettings(LinkedToDocs, BaseEstimator):
     """Details of training and search, for `AVAEEstimator`'s parameter `expert`.
 
     It can be cloned, and searched: ``GridSearchCV(avae, {"expert__weight_decay": [0, 1e-4]})``.

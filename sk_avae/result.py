@@ -1,18 +1,24 @@
 """`AlignmentResult`: what alignment found, image by image, as arrays."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 
 from ._frames import pandas
 from .model.affine import REFLECTED
 
+# Images that a notebook shows.
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class AlignmentResult:
     """What alignment found, image by image.
+
+    `len` counts the images. ``result[mask]`` is the result of some of them; a slice, an array of numbers and one number
+    do as well.
 
     Attributes
     ----------
@@ -82,6 +88,30 @@ class AlignmentResult:
             f"AlignmentResult({n:,} images, alpha: {found}; "
             f"mean ELBO {before:.1f} as they came, {after:.1f} at alpha; {share:.0%} converged)"
         )
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return the result of some images: a slice, a mask, an array of numbers, or one number.
+
+        One number gives a result of one image, so that its arrays have as many axes as before.
+        """
+        some = index if isinstance(index, slice) else np.atleast_1d(np.asarray(index))
+        return replace(self, **{name: array[some] for name, array in self.arrays().items()})
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the sentence of `repr` and the first images."""
+        shown = min(len(self), _SHOWN)
+        columns = self[:shown]._columns()
+        head = "".join(f"<th>{name}</th>" for name in columns)
+        rows = zip(*columns.values(), strict=True)
+        body = "".join(
+            f"<tr><th>{k}</th>{''.join(f'<td>{_readable(value)}</td>' for value in row)}</tr>"
+            for k, row in enumerate(rows)
+        )
+        more = f"<p>… and {len(self) - shown:,} more; <code>to_frame()</code> has all.</p>" if len(self) > shown else ""
+        return f"<p>{self!r}</p><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
     @property
     def reflected(self) -> Any:
@@ -195,14 +225,17 @@ class AlignmentResult:
         ImportError
             If pandas is not installed.
         """
-        pd = pandas()
+        return pandas().DataFrame(self._columns())
+
+    def _columns(self) -> dict[str, Any]:
+        """Return the columns of `to_frame`."""
         height, width = self.image_shape
         columns: dict[str, Any] = {}
         for name, values in zip(self.parameters, self.alpha.T, strict=True):
             if name == "angle":
                 columns["angle_deg"] = values * (180 / math.pi)
             elif name.startswith("log_scale"):
-                columns[name.removeprefix("log_")] = pd.Series(values).map(math.exp).to_numpy()
+                columns[name.removeprefix("log_")] = np.array([math.exp(value) for value in values])
             elif name in ("tx", "ty"):
                 columns[f"{name}_px"] = values * (width if name == "tx" else height) / 2
             else:
@@ -214,4 +247,8 @@ class AlignmentResult:
         columns["gain"] = self.gain
         columns["n_iter"] = self.n_iter
         columns["converged"] = self.converged
-        return pd.DataFrame(columns)
+        return columns
+
+
+def _readable(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

@@ -20,9 +20,11 @@ HOUSE = Path(sk_avae.__file__).parent
 # without a circle.
 TABLE = {
     "_version": set(),
+    "_versions": set(),
+    "_links": set(),
     "callbacks": set(),
     "progress": set(),
-    "expert": set(),
+    "expert": {"_links"},
     "model": set(),
     "search": {"model"},
     "scaling": set(),
@@ -33,7 +35,8 @@ TABLE = {
     "result": {"_frames", "model"},
     "_validation": set(),
     "_inputs": {"model", "images", "_sizes"},
-    "datasets": {"model", "images", "_inputs"},
+    "_pictures": {"_sizes"},
+    "datasets": {"model", "images", "_inputs", "_pictures"},
     "_searched": {"model", "search", "images"},
     "aligner": {"model", "search", "images", "report", "result", "progress", "_searched"},
     "aligner_state": {"model", "search", "images", "report", "aligner"},
@@ -43,6 +46,7 @@ TABLE = {
     "estimator": {
         *(
             "_version",
+            "_links",
             "_validation",
             "_inputs",
             "_learned",
@@ -58,8 +62,8 @@ TABLE = {
     "mixture": set(),
     "_meta": {"_validation", "estimator"},
     "_lessons": {"_validation", "estimator"},
-    "canonicalizer": {"_validation", "_inputs", "_meta", "callbacks", "result"},
-    "classifier": {"_validation", "_inputs", "_lessons", "_meta", "callbacks", "mixture"},
+    "canonicalizer": {"_links", "_validation", "_inputs", "_meta", "callbacks", "result"},
+    "classifier": {"_links", "_validation", "_inputs", "_lessons", "_meta", "callbacks", "mixture"},
     "persistence": {
         *("_version", "_validation", "expert", "model", "search", "images", "report", "aligner_state", "estimator"),
         "canonicalizer",
@@ -73,8 +77,8 @@ TABLE = {
     "scoring": {"inspection"},
     "plotting": {"inspection"},
     "__init__": {
-        *("_version", "expert", "report", "result", "estimator", "canonicalizer", "classifier", "persistence"),
-        "inspection",
+        *("_version", "_versions", "expert", "report", "result", "estimator", "canonicalizer", "classifier"),
+        *("persistence", "inspection"),
     },
 }
 # Importing one of these imports nothing but torch.
@@ -202,7 +206,7 @@ def test_only_validation_touches_private_helpers_of_scikit_learn():
 @pytest.mark.parametrize("file", FILES)
 def test_plotting_and_tables_are_imported_where_they_are_used(file):
     names = {name.split(".")[0] for name in imports(file, at_module_level(tree_of(file)))}
-    assert not names & {"matplotlib", "pandas"}
+    assert not names & {"matplotlib", "pandas", "PIL"}
 
 
 # ---------------------------------------------------------------- sizes
@@ -264,9 +268,9 @@ def test_public_names():
         *("AVAEEstimator", "AffineCanonicalizer", "AlignmentDisplay", "AlignmentReport", "AlignmentReportDisplay"),
         *("AlignmentResult", "CanonicalizedClassifier"),
         *("ELBOProfileDisplay", "ExpertSettings", "PoseHistogramDisplay", "RobustnessCurveDisplay", "TrainingDisplay"),
-        *("load", "save"),
+        *("load", "save", "show_versions"),
     ]
-    assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_mnist_sample", "make_perturbed"]
+    assert sk_avae.datasets.__all__ == ["fetch_mnist", "load_images", "load_mnist_sample", "make_perturbed"]
     assert sk_avae.scoring.__all__ == ["cheapest_within_one_se", "elbo", "neg_reconstruction_error", "perturbed"]
     assert sk_avae.plotting.__all__ == sk_avae.inspection.__all__
     assert set(sk_avae.plotting.__all__) == {name for name in sk_avae.__all__ if name.endswith("Display")}

@@ -98,3 +98,30 @@ def test_images_below_a_threshold_are_rejected():
             result.reject(threshold)
     with pytest.raises(ValueError, match="no confidence"):
         result_with(("angle",), [[0.1]]).reject()
+
+
+def test_a_result_is_indexed_like_an_array():
+    result = result_with(FAMILIES["rigid"], np.arange(15.0).reshape(5, 3))
+    assert len(result) == 5
+    mask = result.n_iter > 2
+    for index in (mask, slice(3, None), [3, 4], np.array([-2, -1])):
+        some = result[index]
+        assert len(some) == 2
+        assert some.parameters == result.parameters
+        assert some.image_shape == result.image_shape
+        for name, array in result.arrays().items():
+            np.testing.assert_array_equal(getattr(some, name), array[3:])
+    assert result[1].alpha.tolist() == [[3, 4, 5]]
+    assert [len(one) for one in result] == [1] * 5
+    with pytest.raises(IndexError):
+        result[5]
+
+
+def test_notebooks_show_the_first_images():
+    html = result_with(FAMILIES["rotation"], [[math.pi / 2]] * 7)._repr_html_()
+    assert html.count("<tr>") == 1 + 5
+    assert "<th>angle_deg</th>" in html
+    assert "<td>90</td>" in html
+    assert "and 2 more" in html
+    assert "more" not in result_with(FAMILIES["rotation"], np.zeros((2, 1)))._repr_html_()
+    assert "0 images" in result_with(FAMILIES["rotation"], np.zeros((0, 1)))._repr_html_()

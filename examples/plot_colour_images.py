@@ -3,7 +3,7 @@ Colour, oblong frames, light paper
 ==================================
 
 Images with channels go in as a stack ``(n, height, width, channels)`` and need not be square. The background, which
-comes in at the corners of a turned image, is learned from the edges of the training images: here it is white.
+fills the corners of a rotated image, is learned from the edges of the training images: here it is white.
 """
 
 # %%
@@ -12,7 +12,7 @@ comes in at the corners of a turned image, is learned from the edges of the trai
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sk_avae import AffineCanonicalizer, AVAEEstimator
+from sk_avae import AffineCanonicalizer, AlignmentDisplay, AVAEEstimator
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 
 random = np.random.default_rng(0)
@@ -51,12 +51,7 @@ result = canonicalizer.align(perturbed)
 print(f"loss as they come {-result.elbo_identity.mean():.0f} nats, aligned {-result.elbo.mean():.0f} nats")
 
 # %%
-# The corners of what comes out are white again, the ink keeps its colour.
+# What to see: the corners of the canonical images are white again, and the ink keeps its colour.
 
-figure, axes = plt.subplots(2, 9, figsize=(9, 1.9), layout="constrained")
-for axis_row, (title, images) in zip(axes, {"as they come": perturbed, "canonical": canonical}.items(), strict=True):
-    for axis, image in zip(axis_row, images[:9], strict=True):
-        axis.imshow(image.round().astype(np.uint8))
-        axis.set(xticks=[], yticks=[])
-    axis_row[0].set_ylabel(title, rotation=0, ha="right", va="center")
+AlignmentDisplay.from_estimator(canonicalizer, perturbed, n_images=6)
 plt.show()

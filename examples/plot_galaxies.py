@@ -2,13 +2,13 @@
 Galaxies have no upright pose
 =============================
 
-Real images that nobody has turned upright: galaxies of the Hubble Deep Field, each as it happens to lie in the sky. The
-picture comes with scikit-image (NASA, public domain); the catalogue of galaxies is made here.
+Real images without an upright pose: galaxies of the Hubble Deep Field, each as it happens to lie in the sky. Training
+finds a common pose by itself. The picture comes with scikit-image (NASA, public domain).
 """
 
 # %%
-# Sources are what stands out of the night sky by five standard deviations. Each is cut out around its centroid, in a
-# frame five times as wide as the source, so that all are shown at one size; neighbours fade out towards the edge.
+# Sources stand out of the night sky by five standard deviations. Each is cut out around its centroid, in a frame five
+# times as wide as the source. So all have one size. Neighbours fade out towards the edge.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,8 +54,8 @@ avae = AVAEEstimator(
 canonical = avae.transform(X)[:, : SIDE * SIDE]
 
 # %%
-# Nobody told the model of axes. Yet the longer a galaxy is, the better the angle that was found agrees with the
-# direction of its long axis, as second moments have it: up to half a turn, and up to the pose in common.
+# The model knows nothing of axes. Yet the longer a galaxy is, the better its angle agrees with the direction of its
+# long axis, as second moments have it. Angles are compared up to half a turn, and up to the common pose.
 
 elongation = np.array([source.axis_major_length / source.axis_minor_length for source in sources])
 direction = np.array([source.orientation for source in sources])
@@ -66,11 +66,12 @@ for low, high in ((1, 1.2), (1.2, 1.5), (1.5, 2), (2, 9)):
     print(f"long axis {low} to {high} short ones: {some.sum():3} galaxies, {np.median(off[some]):2.0f}° off (median)")
 
 # %%
-# Long galaxies, and the mean of all long ones: round before, since they lie in all directions, and long afterwards.
+# What to see: long galaxies lie in all directions as they come, and along one direction when aligned. The mean of all
+# long galaxies, on the right, is round before and long afterwards.
 
 long = np.flatnonzero(elongation > 1.5)
-shown = np.random.default_rng(1).choice(long, 9, replace=False)
-figure, axes = plt.subplots(2, 10, figsize=(9, 2), layout="constrained")
+shown = np.random.default_rng(1).choice(long, 6, replace=False)
+figure, axes = plt.subplots(2, 7, figsize=(9, 2.8), layout="constrained")
 for axis_row, (title, images) in zip(axes, {"as they lie": X, "canonical": canonical}.items(), strict=True):
     for axis, image in zip(axis_row, [*images[shown], images[long].mean(axis=0)], strict=True):
         axis.imshow(image.reshape(SIDE, SIDE), cmap="gray", vmin=0)

@@ -2,12 +2,12 @@
 How many restarts? Ask GridSearchCV
 ===================================
 
-More restarts find better poses and take longer. The score of an estimator is the mean ELBO at the poses that it found,
-so that a grid search can choose the search as well as the network; with ``memory`` it trains each network once.
+More restarts find better poses and take longer. The score of an estimator is the mean ELBO at the poses that it found.
+So a grid search can choose restarts as well as the network. With ``memory`` it trains each network once.
 """
 
 # %%
-# Held-out digits have to be turned: upright ones need no search. `perturbed` makes such a scorer of any other; None is
+# Held-out digits have to be rotated: upright ones need no search. `perturbed` makes such a scorer of any other; None is
 # the estimator's own, the mean ELBO. In a pipeline the parameter is called ``canon__estimator__n_restarts``.
 
 import tempfile
@@ -22,9 +22,9 @@ from sk_avae.scoring import perturbed
 X = load_mnist_sample("train")[0][:800]
 
 # %%
-# Learned starts and critic are left out here, to see what the table of restarts does by itself: with them
-# most images need few restarts. ``n_restarts`` belongs to the search, not to the network: `memory` sees to it that
-# each fold trains once, not once per line of the grid.
+# Proposer and critic are left out here, to see what restarts do by themselves: with them most images need few.
+# ``n_restarts`` belongs to the search, not to the network. With `memory` each fold trains once, not once per line of
+# the grid.
 
 with tempfile.TemporaryDirectory() as folder:
     avae = AVAEEstimator(
@@ -39,11 +39,11 @@ for n_restarts, nats in zip(grid["n_restarts"], loss, strict=True):
     print(f"{n_restarts:8}{nats:13.1f}")
 
 # %%
-# From 16 restarts on there is little to gain for rotation; the time goes on growing.
+# What to see: from 16 restarts on the loss hardly falls, and the time goes on growing.
 
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 axis.plot(grid["n_restarts"], loss, "o-", color="#0072B2")
-axis.set(xscale="log", xlabel="n_restarts", ylabel="loss of turned digits (nats)")
+axis.set(xscale="log", xlabel="n_restarts", ylabel="loss of rotated digits (nats)")
 axis.set_xticks(grid["n_restarts"], grid["n_restarts"])
 axis.minorticks_off()
 time_axis = axis.twinx()

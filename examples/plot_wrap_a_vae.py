@@ -1,9 +1,9 @@
 """
-Around a VAE that you have already
-==================================
+Wrap a VAE that you have already
+================================
 
-`AVAEEstimator.from_vae` takes a PyTorch module with ``encode`` and ``decode`` as it is and finds poses under it; not a
-weight of it changes.
+`AVAEEstimator.from_vae` takes a PyTorch module with ``encode`` and ``decode`` and finds poses with it. Its weights do
+not change.
 """
 
 # %%
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from sk_avae import AVAEEstimator
+from sk_avae import AlignmentDisplay, AVAEEstimator
 from sk_avae.datasets import load_mnist_sample, make_perturbed
 
 
@@ -54,27 +54,22 @@ for _ in range(max_epochs):
         optimizer.step()
 
 # %%
-# The estimator around it is fitted at once. ``X`` is only read: it teaches starting poses and critic what upright
-# images look like. A decoder that ends in a sigmoid is recognised, and one of rows is taken, too.
+# The estimator is fitted at once. ``X`` teaches proposer and critic what upright images look like. A decoder that ends
+# in a sigmoid is recognised; one that returns rows works, too.
 
 before = [weight.clone() for weight in vae.parameters()]
 avae = AVAEEstimator.from_vae(vae, image_shape=(28, 28), X=X_train, random_state=0)
-X_turned, _ = make_perturbed(X_test, random_state=0)
-canonical = avae.transform(X_turned)[:, :784]
+X_rotated, _ = make_perturbed(X_test, random_state=0)
+canonical = avae.transform(X_rotated)[:, :784]
 
 classifier = LogisticRegression(C=0.05, max_iter=200).fit(X_train, y_train)
-for name, X in (("upright", X_test), ("turned", X_turned), ("turned, canonical", canonical)):
+for name, X in (("upright", X_test), ("rotated", X_rotated), ("rotated, canonical", canonical)):
     print(f"accuracy {name:20}{classifier.score(X, y_test):.3f}")
 same = all(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
 print(f"weights as they were: {same}")
 
 # %%
-# Turned digits, and the pose that this VAE gives them.
+# What to see: rotated digits, and the pose that this VAE gives them.
 
-figure, axes = plt.subplots(2, 10, figsize=(9, 2), layout="constrained")
-for axis_row, (title, rows) in zip(axes, {"turned": X_turned, "canonical": canonical}.items(), strict=True):
-    for axis, image in zip(axis_row, rows[:10], strict=True):
-        axis.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
-    axis_row[0].set_ylabel(title, rotation=0, ha="right", va="center")
+AlignmentDisplay.from_estimator(avae, X_rotated, n_images=6)
 plt.show()

@@ -140,16 +140,6 @@ def fitted_with_critic(small_avae, digits, tmp_path_factory) -> AVAEEstimator:
 
 
 @pytest.fixture
-def few_lessons(monkeypatch):
-    """Let critics learn from little: for tests to which it does not matter how good they are."""
-    monkeypatch.setattr("sk_avae.learning.critic_training._IMAGES", 500)
-    monkeypatch.setattr("sk_avae.learning.critic_training._IMAGES_IN_COPIES", 500)
-    monkeypatch.setattr("sk_avae.learning.critic_training._EPOCHS_OF_COPIES", 2)
-    monkeypatch.setattr("sk_avae.learning.critic_training._EPOCHS", (2, 2))
-    monkeypatch.setattr("sk_avae.learning.search_models._N_MISTAKES", 400)
-
-
-@pytest.fixture
 def choosy(fitted_with_critic) -> AVAEEstimator:
     """A copy of the session's model with a critic for this test alone, its gate open."""
     return copy.deepcopy(fitted_with_critic).set_params(min_gain=0.0)

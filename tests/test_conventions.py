@@ -185,5 +185,9 @@ def test_the_html_repr(fitted, digits, is_fitted):
         assert "AVAEEstimator" in html
         assert ("<span>Fitted</span>" in html) == is_fitted
         assert ("<span>Not fitted</span>" in html) != is_fitted
-        # There is no page of ours to link to; scikit-learn's own estimators have theirs.
-        assert "sk_avae." not in "".join(part.split('"')[0] for part in html.split('href="')[1:])
+        # Each estimator of ours links to its own page; scikit-learn's estimators to theirs.
+        links = [part.split('"')[0] for part in html.split('href="')[1:]]
+        ours = {link.split("#")[0].rpartition("/")[2] for link in links if "sk_avae." in link}
+        assert "sk_avae.AVAEEstimator.html" in ours
+        assert type(model).__module__.startswith("sklearn") or f"sk_avae.{type(model).__name__}.html" in ours
+        assert not any("sk_avae" in link for link in links if "scikit-learn.org" in link)

@@ -1,6 +1,8 @@
 """The examples run at a fraction of their size, those with third-party packages where these are installed."""
 
+import base64
 import importlib
+import io
 import re
 import runpy
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from sk_avae import AffineCanonicalizer, datasets
+from sk_avae import AffineCanonicalizer, datasets, save
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [
@@ -99,3 +101,43 @@ def test_cells_are_compared_and_drawn(tmp_path, small_avae, capsys):
     assert capsys.readouterr().out.count("aligned pixels") == 2
     example.draw(tmp_path / "cells.png", held_out, aligner.transform(held_out))
     assert (tmp_path / "cells.png").exists()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, fitted):
+    """Return a client of the service around the session's model."""
+    testclient = pytest.importorskip("fastapi.testclient", reason="fastapi and httpx are not installed")
+    path = tmp_path_factory.mktemp("served") / "digits.safetensors"
+    save(fitted, path)
+    return testclient.TestClient(load_example("serve").create_app(path))
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    pytest.importorskip("PIL.Image").fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_the_service_answers_with_pose_and_picture(served, fitted, turned):
+    digit = turned.X[:1].reshape(28, 28)
+    answer = served.post("/align", content=png(digit)).raise_for_status().json()
+    result = fitted.align(digit[None])
+    assert answer["pose"]["angle_deg"] == pytest.approx(np.rad2deg(result.alpha[0, 0]), abs=0.01)
+    assert answer["pose"]["confidence"] == pytest.approx(result.confidence[0], abs=1e-5)
+    assert answer["sure"] == (result.confidence[0] >= 0.5)
+    image_module = pytest.importorskip("PIL.Image")
+    canonical = np.asarray(image_module.open(io.BytesIO(base64.b64decode(answer["canonical_png"]))))
+    np.testing.assert_allclose(canonical.ravel(), fitted.transform(digit[None])[0, :784], atol=1)
+    large = served.post("/align", content=png(np.kron(digit, np.ones((3, 3), dtype=np.uint8)))).json()
+    assert image_module.open(io.BytesIO(base64.b64decode(large["canonical_png"]))).size == (84, 84)
+
+
+def test_the_service_says_what_it_cannot_read(served):
+    assert served.get("/health").json()["image_shape"] == [28, 28]
+    answer = served.post("/align", content=b"no picture")
+    assert answer.status_code == 422
+    assert "no picture that can be read" in answer.json()["detail"]
+    answer = served.post("/align", content=png(np.zeros((4, 400), dtype=np.uint8)))
+    assert answer.status_code == 422
+    assert "quite another proportion" in answer.json()["detail"]
+    assert served.post("/align", content=bytes(10_000_001)).status_code == 413

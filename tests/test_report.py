@@ -120,7 +120,7 @@ def test_too_few_images_have_no_report(small_avae, digits):
     assert model.alignment_report_ is None
     with pytest.raises(ValueError, match="There is no alignment_report_"):
         AlignmentReportDisplay.from_estimator(model)
-    assert "held-out" not in model._repr_html_()
+    assert "Poses of held-out images" not in model._repr_html_()
 
 
 def test_a_fit_that_finds_few_poses_again_warns_and_says_so_where_it_is_verbose(small_avae, digits, capsys):

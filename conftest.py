@@ -20,5 +20,6 @@ def few_lessons(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def doctests_take_few_lessons(request):
+    """Give them `few_lessons` without a word of it in what they show."""
     if type(request.node).__name__ == "DoctestItem":
         request.getfixturevalue("few_lessons")

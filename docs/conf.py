@@ -1,11 +1,12 @@
 """Sphinx builds the documentation from this folder: `make docs` with the gallery run, `make docs-fast` without."""
 
-import importlib
+import json
 import re
+import zlib
 from pathlib import Path
 
 import sk_avae
-from sk_avae import plotting
+from sk_avae import datasets, plotting, scoring
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -17,51 +18,77 @@ copyright = author  # the name is Sphinx's
 version = release = sk_avae.__version__
 
 # ---------------------------------------------------------------- the API page
-# A section for each module, of all that is in its `__all__`: a new public name needs no line here, a new module one.
-API_MODULES = {
-    "sk_avae": "Estimators, results and files",
-    "sk_avae.datasets": "Data",
-    "sk_avae.scoring": "Scores",
+# Every public name once: those named here by what they are for, what else a module has in its `__all__` below them.
+API = {
+    "Align": ["AVAEEstimator", "AffineCanonicalizer", "CanonicalizedClassifier"],
+    "What was found": ["AlignmentResult", "AlignmentReport"],
+    "Displays": plotting.__all__,
+    "Images": [f"datasets.{name}" for name in datasets.__all__],
+    "Scores and searches": [f"scoring.{name}" for name in scoring.__all__],
+    "Files": ["save", "load"],
+    "Settings, versions": ["ExpertSettings", "show_versions"],
+    # For those who bring networks or likelihoods of their own, see `contributing.md`, and an attribute's class.
+    "Networks, likelihoods, mixtures": [
+        *("vae.MLPVAE", "vae.ConvVAE", "likelihoods.Bernoulli", "likelihoods.Gaussian", "mixture.HypothesisMixture"),
+    ],
 }
-# What these modules hold for those who bring networks or likelihoods of their own, see `contributing.md`, and an
-# attribute's class.
-API_PARTS = [
-    "sk_avae.vae.MLPVAE",
-    "sk_avae.vae.ConvVAE",
-    "sk_avae.likelihoods.Bernoulli",
-    "sk_avae.likelihoods.Gaussian",
-    "sk_avae.mixture.HypothesisMixture",
-]
-
-
-def public_names():
-    """Return the sections of the API page: title to dotted names, each name once."""
-    sections = {
-        title: [f"{module}.{name}" for name in importlib.import_module(module).__all__]
-        for module, title in API_MODULES.items()
-    }
-    displays = [f"sk_avae.{name}" for name in plotting.__all__]
-    first, *rest = sections
-    return {
-        first: [name for name in sections[first] if name not in displays],
-        "Displays": displays,
-        **{title: sections[title] for title in rest},
-        "Networks, likelihoods, mixtures": API_PARTS,
-    }
+assert set(sk_avae.__all__) <= {name for names in API.values() for name in names}, "a public name without a section"
 
 
 def api_page():
     parts = [
         "API reference\n=============\n",
-        "Public is what is on this page; the version numbers promise nothing about the rest. Estimators also have what",
-        "scikit-learn gives to all: ``get_params``, ``set_params``, ``fit_transform``, ``set_output``.\n",
+        "Only names on this page are public API and covered by semantic versioning.",
+        "Estimators also have what scikit-learn gives to all:",
+        "``get_params``, ``set_params``, ``fit_transform``, ``set_output``.\n",
     ]
-    for title, names in public_names().items():
-        rows = "\n".join(f"   {name}" for name in names)
+    for title, names in API.items():
+        rows = "\n".join(f"   sk_avae.{name}" for name in names)
         parts.append(
             f"{title}\n{'-' * len(title)}\n\n.. autosummary::\n   :toctree: api\n   :nosignatures:\n\n{rows}\n"
         )
     return "\n".join(parts)
+
+
+# ---------------------------------------------------------------- links to other projects
+# Sphinx reads names of other projects from inventories, which it would fetch. These are made here, of the names that
+# the pages use, so that a build needs no network.
+OTHERS = {
+    "sklearn": (
+        "https://scikit-learn.org/stable/",
+        "modules/generated/{}.html",
+        [
+            *("sklearn.pipeline.Pipeline", "sklearn.pipeline.make_pipeline", "sklearn.model_selection.GridSearchCV"),
+            *("sklearn.frozen.FrozenEstimator", "sklearn.linear_model.LogisticRegression", "sklearn.utils.Bunch"),
+            *("sklearn.datasets.load_files", "sklearn.preprocessing.MinMaxScaler"),
+        ],
+    ),
+    "numpy": ("https://numpy.org/doc/stable/", "reference/generated/{}.html", ["numpy.ndarray"]),
+    "torch": ("https://docs.pytorch.org/docs/stable/", "generated/{}.html", ["torch.nn.Module"]),
+    "pandas": ("https://pandas.pydata.org/docs/", "reference/api/{}.html", ["pandas.DataFrame"]),
+    "matplotlib": ("https://matplotlib.org/stable/", "api/_as_gen/{}.html", ["matplotlib.axes.Axes"]),
+}
+
+
+def inventory(project, page, names):
+    """Return the bytes of an inventory of version 2 (Sphinx's `objects.inv`)."""
+    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The rest is compressed with zlib.\n"
+    kind = {True: "class", False: "function"}
+    lines = (
+        f"{n} py:{kind[n.split('.')[-1][0].isupper() or n == 'numpy.ndarray']} 1 {page.format(n)}#{n} -\n"
+        for n in names
+    )
+    return head.encode() + zlib.compress("".join(lines).encode())
+
+
+def made_inventories():
+    mapping = {}
+    for project, (address, page, names) in OTHERS.items():
+        path = GENERATED / "inventories" / f"{project}.inv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(inventory(project, page, names))
+        mapping[project] = (address, str(path))
+    return mapping
 
 
 # ---------------------------------------------------------------- tables and tests as pages
@@ -109,6 +136,19 @@ def point_inside(app, docname, source):
         source[0] = OUTSIDE.sub(lambda found: "{0}/{2}.{1}".format(*INSIDE[found[1]], found[2]), source[0])
 
 
+def picture_first(app, docname, source):
+    """Show an example's picture below its title; where the gallery was not run there is none."""
+    name = docname.removeprefix("gallery/plot_")
+    picture = HERE / "gallery" / "images" / f"sphx_glr_plot_{name}_001.png"
+    if name == docname or not picture.exists():
+        return
+    marker = ".. GENERATED FROM PYTHON SOURCE LINES"
+    title = re.search(r"^(.+)\n=+$", source[0], flags=re.MULTILINE).group(1)
+    second = source[0].index(marker, source[0].index(marker) + 1)
+    image = f".. image:: images/{picture.name}\n   :alt: {title}: the picture that this example draws\n\n"
+    source[0] = source[0][:second] + image + source[0][second:]
+
+
 def skip_what_scikit_learn_writes(app, what, name, obj, skip, options):
     """Leave out `set_<method>_request`, which scikit-learn writes into each class."""
     return True if name.startswith("set_") and name.endswith("_request") else None
@@ -116,6 +156,7 @@ def skip_what_scikit_learn_writes(app, what, name, obj, skip, options):
 
 def setup(app):
     app.connect("source-read", point_inside)
+    app.connect("source-read", picture_first)
     app.connect("autodoc-skip-member", skip_what_scikit_learn_writes)
 
 
@@ -123,20 +164,33 @@ def setup(app):
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
     "numpydoc",
     "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "gallery/GALLERY_HEADER.rst"]
 default_role = "literal"
 nitpicky = False
 autosummary_generate = True
+autodoc_typehints = "none"  # numpydoc's sections say the types, in words
+intersphinx_mapping = made_inventories()
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+ogp_site_url = "https://sk-avae.readthedocs.io/en/stable/"
+ogp_image = "_images/rotated_digits.png"
+ogp_social_cards = {"enable": False}
+myst_enable_extensions = ["colon_fence"]
 numpydoc_show_class_members = False
 # Every parameter documented, none that does not exist, in order; the rest is up to ruff's pydocstyle. What is below the
 # estimators has a line per method; the fields of the result are attributes.
 numpydoc_validation_checks = {"PR01", "PR02", "PR03", "PR04", "SS01", "GL08"}
-numpydoc_validation_exclude = {r"^sk_avae\.(vae|likelihoods)\.", r"\.AlignmentResult$"}
+numpydoc_validation_exclude = {r"^sk_avae\.(vae|likelihoods)\.", r"\.(AlignmentResult|AlignmentReport|HypothesisMixture)$"}
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a table of results may begin with a heading of the second level
 
@@ -144,24 +198,20 @@ html_theme = "pydata_sphinx_theme"
 html_title = "sk_avae"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-html_show_sourcelink = False
-html_copy_source = False
 html_theme_options = {
     "header_links_before_dropdown": 5,
-    "show_prev_next": False,
     "navigation_with_keys": False,
-    "navbar_end": ["theme-switcher"],
+    "navbar_end": ["versions", "theme-switcher", "navbar-icon-links"],
+    "icon_links": [{"name": "The paper", "url": "https://arxiv.org/abs/1905.05300", "icon": "fa-solid fa-file-lines"}],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["page-toc", "sourcelink"],
     "pygments_light_style": "tango",
 }
-# Pages without others below them have nothing to show at the left, and need the width for tables.
-html_sidebars = {path.stem: [] for path in HERE.glob("*.md") if "{toctree}" not in path.read_text(encoding="utf-8")} | {
-    "index": []
-}
+html_sidebars = {"index": []}
 toc_object_entries_show_parents = "hide"  # so that names of methods are not cut
-html_context = {"default_mode": "light"}
+# Versions that are built, each into a folder of its name beside the others. The pages link to one another as files.
+html_context = {"default_mode": "auto", "versions": json.loads((HERE / "versions.json").read_text(encoding="utf-8"))}
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

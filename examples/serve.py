@@ -1,10 +1,14 @@
-"""A service that aligns one picture at a time: pose and canonical picture come back.
+"""
+A service that aligns one picture at a time
+===========================================
+
+A picture goes in; its pose, how sure it is and the canonical picture come back::
 
     pip install 'sk_avae[plot,serve]'
     MODEL=letters.safetensors OMP_NUM_THREADS=1 uvicorn --factory serve:create_app
     curl --data-binary @letter.png http://127.0.0.1:8000/align
 
-Written for a trusted network: put what you trust with passwords and certificates in front of it.
+It is written for a trusted network. Elsewhere put a server with passwords and certificates in front of it.
 """
 
 import base64

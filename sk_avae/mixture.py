@@ -77,7 +77,17 @@ class HypothesisMixture:
     prior: tuple[float, ...] = field(default=(), repr=False)
 
     def probabilities(self, readings: Readings) -> NDArray[np.float64]:
-        """Return the probabilities of the classes, of shape (n, n_classes)."""
+        """Return the probabilities of the classes.
+
+        Parameters
+        ----------
+        readings : Readings
+            What the classifier says of each hypothesis.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_classes)
+        """
         mixed = _mixed(_tensors(readings), self.trust, self.sharpness, torch.tensor(self.evidence, dtype=torch.float64))
         if not self.floor:
             return mixed.exp().numpy()

@@ -70,7 +70,24 @@ class AlignmentReport:
         weight: NDArray[Any],
         gain: NDArray[Any],
     ) -> "AlignmentReport":
-        """Sum up what was found, of shape (n_poses,) each; `angle_error` in radians, of either sign.
+        """Sum up what was found.
+
+        Parameters
+        ----------
+        n_images : int
+            Images that were held out.
+        angle_error : ndarray of shape (n_poses,)
+            In radians, of either sign.
+        right : ndarray of bool of shape (n_poses,)
+            Whether each pose is right.
+        weight : ndarray of shape (n_poses,)
+            Weight of each first hypothesis.
+        gain : ndarray of shape (n_poses,)
+            Gain of each in score, in nats.
+
+        Returns
+        -------
+        report : AlignmentReport
 
         Examples
         --------

@@ -165,7 +165,18 @@ class AlignmentResult:
         return self._carried(points, np.linalg.inv(self.pixel_matrix))
 
     def inverse_transform_points(self, points: Any) -> Any:
-        """Carry points in canonical images back to the images as they came; see `transform_points`."""
+        """Carry points in canonical images back to the images as they came.
+
+        Parameters
+        ----------
+        points : array-like of shape (n_samples, n_points, 2) or (n_points, 2)
+            (x, y) in pixels of the canonical images, see `transform_points`.
+
+        Returns
+        -------
+        points : ndarray of shape (n_samples, n_points, 2)
+            Where these are in the images as they came.
+        """
         return self._carried(points, self.pixel_matrix)
 
     def _carried(self, points: Any, matrix: Any) -> Any:

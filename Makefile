@@ -9,13 +9,14 @@ CALLS ?= 10000
 MINUTES ?= 10
 SAMPLE ?= 60
 JOBS ?= 2
+DIST ?=
 
-.PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test clean
+.PHONY: help env demo test test-oldest test-package lint soak mutate coverage docs docs-fast docs-test pictures release-check clean
 .PHONY: bench-fit bench-zoo bench-images bench-rotation bench-rotated bench-robustness bench-paper bench-speed bench-scale bench-training bench-defaults bench-confidence bench-perturbed bench-import
 
 help:
 	@echo "Use it"
-	@echo "  make demo                                           the main job: fit, turn, align, one table and one picture"
+	@echo "  make demo                                           the main job: fit, rotate, align, one table and one picture"
 	@echo "Check it"
 	@echo "  make test [JOBS=2]                                  ruff, mypy, doctests and pytest, in so many processes"
 	@echo "  make lint                                           ruff and mypy alone"
@@ -23,7 +24,7 @@ help:
 	@echo "  make mutate [SAMPLE=60]                             whether the tests notice changes to model/ and search/"
 	@echo "  make soak [CALLS=10000] [MINUTES=10]                hostile calls and files, load, a cluster that loses a worker"
 	@echo "  make test-oldest                                    pytest with the oldest supported releases (downloads about 3 GB)"
-	@echo "  make test-package                                   wheel and sdist, each installed by itself and tried with the quickstart"
+	@echo "  make test-package                                   wheel and sdist, each installed by itself and tried with the README"
 	@echo "Measure it: one script each in benchmarks/, tables in benchmarks/results/ (MNIST: folder with the IDX files)"
 	@echo "  make bench-rotation MNIST=folder                    rotated MNIST, all of it: accuracy and angle errors"
 	@echo "  make bench-rotated MNIST=folder [QUICK=--quick]     12,000 rotated digits, no upright one, 50,000 to read"
@@ -43,6 +44,9 @@ help:
 	@echo "  make docs                                           these pages into docs/_build/html, examples run"
 	@echo "  make docs-fast                                      the same without running the examples"
 	@echo "  make docs-test                                      docs-fast, then every page opened in Chromium"
+	@echo "  make pictures                                       those of the pages on how it works and when not to use it"
+	@echo "Release it"
+	@echo "  make release-check [QUICK=--quick]                  the checklist: what can be checked, and what is left to do"
 	@echo "Start over"
 	@echo "  make clean                                          remove environments and all that was built"
 
@@ -80,7 +84,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-package: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
-	$(BIN)/python tests/try_package.py
+	$(BIN)/python tests/try_package.py $(if $(DIST),--keep $(DIST))
 
 # Separate from what the tests need: a stamp of its own.
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -98,6 +102,12 @@ docs-fast: $(VENV)/.installed-docs
 
 docs-test: docs-fast
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+pictures: env
+	OMP_NUM_THREADS=1 $(BIN)/python docs/draw.py
+
+release-check: env
+	$(BIN)/python tests/release_check.py $(QUICK)
 
 # For many threads in one process, see docs/scaling.md.
 ONE_HEAP = MALLOC_ARENA_MAX=1 LRU_CACHE_CAPACITY=16 ONEDNN_PRIMITIVE_CACHE_CAPACITY=16

@@ -190,7 +190,10 @@ numpydoc_show_class_members = False
 # Every parameter documented, none that does not exist, in order; the rest is up to ruff's pydocstyle. What is below the
 # estimators has a line per method; the fields of the result are attributes.
 numpydoc_validation_checks = {"PR01", "PR02", "PR03", "PR04", "SS01", "GL08"}
-numpydoc_validation_exclude = {r"^sk_avae\.(vae|likelihoods)\.", r"\.(AlignmentResult|AlignmentReport|HypothesisMixture)$"}
+numpydoc_validation_exclude = {
+    r"^sk_avae\.(vae|likelihoods)\.",
+    r"\.(AlignmentResult|AlignmentReport|HypothesisMixture)$",
+}
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a table of results may begin with a heading of the second level
 

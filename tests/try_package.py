@@ -1,4 +1,4 @@
-"""Build wheel and sdist, install each into an environment of its own, run the quickstart there: `make test-package`.
+"""Build wheel and sdist, install each into an environment of its own, run the README there: `make test-package`.
 
     python tests/try_package.py [--keep dist]
 
@@ -21,6 +21,10 @@ IN_SDIST = {
     *IN_WHEEL,
     *(
         "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CODE_OF_CONDUCT.md",
+        "conftest.py",
         "LICENSE",
         "CHANGELOG.md",
         "Makefile",
@@ -53,16 +57,16 @@ def check_contents(archive):
     print(f"{archive.name}: {len(names)} files, {archive.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
-def quickstart():
-    """Return the code of the quickstart, with few epochs, and a last line that asks where the package came from."""
-    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+def ten_lines():
+    """Return the code of the README, with few epochs, and a last line that asks where the package came from."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     code = re.sub(r"max_epochs=\d+", "max_epochs=4", code)
     return f"{code}\nimport sk_avae\nprint(sk_avae.__version__, sk_avae.__file__)\n"
 
 
 def try_it(archive, folder):
-    """Install one archive into a new environment and run the quickstart in an empty folder."""
+    """Install one archive into a new environment and run the README's code in an empty folder."""
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
@@ -70,12 +74,12 @@ def try_it(archive, folder):
     subprocess.run([*pip, "check"], check=True)
     empty = folder / "empty"
     empty.mkdir()
-    (empty / "quickstart.py").write_text(quickstart(), encoding="utf-8")
-    command = [python, "-W", "error", "quickstart.py"]
+    (empty / "ten_lines.py").write_text(ten_lines(), encoding="utf-8")
+    command = [python, "-W", "error", "ten_lines.py"]
     done = subprocess.run(command, cwd=empty, check=True, stdout=subprocess.PIPE, text=True).stdout
-    print(f"{archive.name}: the quickstart says\n{done}", flush=True)
+    print(f"{archive.name}: the README says\n{done}", flush=True)
     if str(folder / "env") not in done.splitlines()[-1]:
-        sys.exit(f"The quickstart imported another sk_avae than the one installed in {folder / 'env'}.")
+        sys.exit(f"The code imported another sk_avae than the one installed in {folder / 'env'}.")
 
 
 def main():

@@ -22,13 +22,13 @@ def _appends_alpha(canonicalizer: "AffineCanonicalizer") -> bool:
 
 
 class AffineCanonicalizer(LinkedToDocs, CallbackSupport, TransformerMixin, BaseEstimator):
-    """Turn images back into the pose of the training images; same columns in as out.
+    """A transformer that brings images back to the pose of the training images; as many columns out as in.
 
     Parameters
     ----------
     estimator : AVAEEstimator or None, default=None
-        Cloned and fitted; None is ``AVAEEstimator()``. An aligner that is fitted already goes in as
-        ``sklearn.frozen.FrozenEstimator(avae)`` and is used as it is.
+        Cloned and fitted; None is ``AVAEEstimator()``. Pass one that is fitted already as
+        ``sklearn.frozen.FrozenEstimator(avae)``: it is used as it is.
     append_alpha : bool, default=False
         Whether the pose is appended to the pixels.
     random_state : int, RandomState instance or None, default=None

@@ -33,32 +33,33 @@ def _check_sample_weight(classifier: Any, sample_weight: ArrayLike, n: int) -> N
 
 
 class CanonicalizedClassifier(LinkedToDocs, CallbackSupport, ClassifierMixin, BaseEstimator):
-    """A classifier that aligns images first and weighs the poses that each may have.
+    """A classifier that aligns images first and averages its predictions over the plausible poses.
 
-    `fit` fits the aligner, brings the training images into the canonical pose and fits the classifier on them. It also
-    sees each of them as alignment leaves it when it comes in another pose (`n_copies`): that is less clean.
+    `fit` fits the aligner, aligns the training images and fits the classifier on them. The classifier also learns from
+    an aligned copy of each image in another pose, since aligned rotated images are less clean than upright ones.
 
-    `predict_proba` puts the classifier's answers to all hypotheses for an image together: a 6 that may be a 9 comes
-    out as both. How, `fit` learns from training images that the classifier was not shown: how far to trust alignment,
-    and how far the classifier. So probabilities are calibrated, of classifiers that have only decision values, too.
+    `predict_proba` combines the classifier's answers to all poses that an image may have: a 6 that may be a 9 gets
+    probabilities of both. How to combine them is learned from training images that the classifier was not shown: how
+    far to trust the aligner, and how far the classifier. So probabilities are calibrated, also those of classifiers
+    that have only decision values.
 
     Parameters
     ----------
     classifier : classifier or None, default=None
-        Cloned and fitted on canonical images; None is ``LogisticRegression()``. Its probabilities are read, else its
+        Cloned and fitted on canonical images; None is ``LogisticRegression()``. Its probabilities are used, else its
         decision values, else its predictions.
     estimator : AVAEEstimator or None, default=None
-        The aligner: cloned and fitted; None is ``AVAEEstimator()``. One that is fitted already goes in as
+        The aligner: cloned and fitted; None is ``AVAEEstimator()``. Pass one that is fitted already as
         ``sklearn.frozen.FrozenEstimator(avae)``.
     n_hypotheses : int or None, default=None
-        Read this many of the best hypotheses; None reads all that the estimator refines (`n_refine`).
+        Number of poses read per image, the most probable first; None reads all that the estimator refines (`n_refine`).
     n_copies : int, default=1
-        How many times the classifier also sees each training image in another pose (`AVAEEstimator.perturb`), aligned.
-        Each takes as long as `transform`, and the classifier has as many images more to learn from; 0 for one whose
-        fit is dear. What `fit` passes on per sample (weights) holds for an image's copies, too.
+        Number of aligned copies of each training image in another pose (`AVAEEstimator.perturb`) that the classifier
+        also learns from. Each takes as long as `transform`, and gives the classifier as many more images. 0 makes none.
+        Sample weights hold for an image's copies, too.
     calibrate : bool, default=True
-        Whether `fit` learns how to put answers together. The classifier is fitted once more for it, up to five times
-        with less than 5,000 images. Else, and with less than 50 images, answers are averaged by alignment's weights.
+        Whether `fit` learns how to combine answers. For it the classifier is fitted once more, or up to five times
+        with less than 5,000 images. If False, or with less than 50 images, answers are averaged by the poses' weights.
     random_state : int, RandomState instance or None, default=None
         Passed to the clone of `estimator`; None leaves the clone's own. It also draws the copies' poses.
 
@@ -71,7 +72,7 @@ class CanonicalizedClassifier(LinkedToDocs, CallbackSupport, ClassifierMixin, Ba
     classes_ : ndarray of shape (n_classes,)
         Its classes.
     mixture_ : HypothesisMixture
-        How its answers to the hypotheses become one.
+        How its answers to several poses are combined.
     n_features_in_ : int
         Pixels per image.
     feature_names_in_ : ndarray of str

@@ -76,117 +76,119 @@ def _prefixed(expert: ExpertSettings) -> dict[str, Any]:
 class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, TransformerMixin, BaseEstimator):
     """Affine variational autoencoder: brings images back to the pose of its training images.
 
-    `fit` trains a VAE. Afterwards it finds, for each image, the affine pose `alpha` whose removal makes the evidence
-    lower bound (ELBO) highest: many starting poses are screened, the best few refined. `transform` returns the images
-    in the training pose, with alpha appended. `alignment_report_` says how many poses of held-out images came back.
+    `fit` trains a VAE on images in their usual pose. Afterwards it finds, for each image, the affine pose `alpha` whose
+    removal makes the evidence lower bound (ELBO) highest: many starting poses are tried, the best few refined.
+    `transform` returns the images in the usual pose, with alpha appended. `align` says more: how sure each pose is, and
+    which others are possible. `alignment_report_` says how many poses of held-out images came back.
 
-    The first five parameters are those that most people set. The others come in groups: model, pose, search, training,
-    running.
+    The parameters are grouped as listed here. Most people set the first five only.
+
+    - Most used: `latent_size`, `family`, `image_shape`, `max_epochs`, `random_state`.
+    - Model: `module`, `hidden_layer_sizes`, `likelihood`, `decoder_output`.
+    - Images: `resolution`, `pad`, `padding`, `rescale`, `missing_values`, `interpolation`.
+    - Pose: `alpha_prior`, `allow_reflection`, `align_training`.
+    - Search: `n_restarts`, `n_refine`, `tol`, `min_gain`, `learned_starts`, `critic`.
+    - Training: `batch_size`, `lr`, `early_stopping`, `warm_start`, `expert`.
+    - Running: `device`, `memory`, `verbose`.
 
     Parameters
     ----------
     latent_size : int, default=16
         Number of latent variables.
     family : {"rotation", "rigid", "similarity", "linear", "affine"}, default="rotation"
-        Which pose parameters are free: angle; angle, tx, ty; angle, log_scale, tx, ty; angle, log_scale_x,
-        log_scale_y, shear; the last with tx, ty. Choose the simplest that covers your images.
+        Which pose parameters are free. "rotation": angle. "rigid": angle, tx, ty. "similarity": angle, log_scale, tx,
+        ty. "linear": angle, log_scale_x, log_scale_y, shear. "affine": those of "linear", tx, ty. Choose the simplest
+        that covers your images.
     image_shape : tuple of int or None, default=None
-        (height, width) or (height, width, channels). None reads a square, or one row if the number of
-        features is no square, in which case only x-scale and x-shift are free.
+        (height, width) or (height, width, channels) of images that are given as rows of pixels. None reads a square.
     max_epochs : int or "auto", default="auto"
         Passes over the training images. "auto" is 30, or 60 for 1,000 images or fewer. The proposer takes twice as
-        many, or fewer where there are many images. Of 64 images or more some are held out at first; a quarter as many
-        epochs follow on all of them.
+        many, or fewer where there are many images. If images are held out, a quarter as many epochs on all of them
+        follow.
     random_state : int, RandomState instance or None, default=None
         Draws the initial weights, the split of held-out images, the order of the images, the noise of z in
-        training, what the search models are trained on and how, and `sample`. The global random states are
+        training, the perturbed images for the search models, and `sample`. The global random states are
         left as they are. Alignment draws nothing.
     module : {"mlp", "conv"}, nn.Module class or instance, default="mlp"
-        Model. The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean,
-        log_var)`` and ``decode(z) -> parameters``. A class is called with `image_shape` (channels, height,
-        width) and `latent_size`; an instance is copied and must have `latent_size` latent variables.
+        The VAE: fully connected, the paper's convolutional one, or your own with ``encode(x) -> (mean, log_var)``
+        and ``decode(z) -> parameters``. A class is called with `image_shape` (channels, height, width) and
+        `latent_size`; an instance is copied and must have `latent_size` latent variables.
     hidden_layer_sizes : sequence of int, default=(512, 256)
         Widths of the encoder's hidden layers for ``module="mlp"``, mirrored in the decoder.
     likelihood : {"auto", "bernoulli", "gaussian"} or nn.Module instance, default="auto"
         Distribution of a pixel. "auto" takes Bernoulli if the scaled pixels are mostly near 0 or 1, else
         Gaussian with a learned scale.
     decoder_output : {"auto", "logits", "probabilities"}, default="auto"
-        What the decoder of a module of your own puts out, where pixels are Bernoulli. "auto" takes what lies within
-        [0, 1], whatever the latent variables, for probabilities, and warns. For a Gaussian it is means.
+        What the decoder of your own module returns for Bernoulli pixels. "auto" tries it: values that always lie
+        within [0, 1] are taken for probabilities, with a warning. For a Gaussian it returns means.
     resolution : int, "auto" or None, default="auto"
-        Pixels of the longer side that the model sees, at most: a pose needs few. Larger images are reduced, without
-        aliasing; canonical images are made of the images' own pixels, at their full size. "auto" reduces images of more
-        than 40 pixels to 34, but leaves those for a module instance as they are. None leaves all as they are.
+        Longer side, in pixels, of what the model sees. Larger images are reduced for it, without aliasing; canonical
+        images are made of the images' own pixels, at full size. "auto" reduces images of more than 40 pixels to 34,
+        but none for a module instance. None reduces none.
     pad : int, default=0
-        Margin in pixels around the image in the model's frame; results are cropped. Use it if objects touch the
+        Margin in pixels around the image, as the model sees it; results are cropped. Use it if objects touch the
         image's edge: rotation would cut them off.
     padding : {"auto", "background", "border", "reflect"}, default="auto"
-        What lies outside the image: its background, or, for photographs, its edge pixels or its mirror image. "auto"
-        takes the background where most edge pixels of the training images have its colour, else the mirror image.
+        What lies outside the image: its background, its edge pixels or its mirror image. "auto" takes the background
+        where most edge pixels of the training images have its colour, else the mirror image.
     rescale : {"image"} or bool, default="image"
-        Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0. With "image", images
-        that are brighter or darker than training images were, or of more or less contrast, or of inverted contrast, are
-        brought to their levels before the model sees them; results keep the images' own pixels. True leaves such
-        images as they are.
+        Whether pixels are scaled to [0, 1] by the range seen in `fit`, the background nearer to 0. With "image", the
+        model also sees images that are brighter, darker, of other contrast or inverted at the level of the training
+        images; results keep the images' own pixels. With True it sees them as they are.
     missing_values : {"error", "ignore", "keep"}, default="error"
-        What NaN stands for: an error, or a missing pixel. Missing pixels take no part in the likelihood. In canonical
-        images what the model expects fills them; with "keep" they stay NaN.
+        What NaN means: an error, or a missing pixel. Missing pixels take no part in the likelihood. In canonical
+        images they are filled by what the model expects; with "keep" they stay NaN.
     interpolation : {"bilinear", "bicubic"}, default="bilinear"
-        Of canonical images.
+        How canonical images are interpolated.
     alpha_prior : {"auto"}, dict or None, default="auto"
-        Pose. The prior: "auto" is flat on the angle and Gaussian around 0 on log-scales and shear (standard
-        deviation 0.2) and shifts (0.5 half sides): without it a flexible family makes one digit look like another.
-        A dict from parameter names to standard deviations replaces single defaults, 0 freezes a parameter.
-        A finite one on the angle is that of a von Mises distribution. None is flat everywhere, as in the paper.
+        Prior on the pose. "auto": all angles alike; Gaussian around 0 on log-scales and shear (standard deviation
+        0.2) and on shifts (0.5 half sides). Without it a flexible family makes one digit look like another.
+        A dict from parameter names to standard deviations replaces single ones; 0 freezes a parameter; one on the
+        angle, in radians, makes it a von Mises distribution. None is flat everywhere, as in the paper.
     allow_reflection : bool, default=False
         Whether mirrored images are recognised too: alpha then has one more column, `reflected`, 0 or 1.
     align_training : bool, default=False
         Whether `fit` finds a pose for each training image while it trains the VAE, for training images that have no
-        pose in common. It begins at their principal axes. The common pose that comes out is arbitrary: `transform`
-        brings images to that one.
+        common pose. The common pose that comes out is arbitrary.
     n_restarts : int or "auto", default="auto"
-        Search. Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
+        Maximum number of starting poses tried per image, "no change" among them. "auto" is 16 with a proposer
         or where only the angle is free, else 64. The first 8 of 16 are the 8 that ``n_restarts=8`` tries.
     n_refine : int or "auto", default="auto"
-        Distinct starting poses refined per image, at most `n_restarts`. "auto" is 2 with a proposer or where only the
-        angle is free, else 4.
+        Number of distinct starting poses refined per image, at most `n_restarts`. "auto" is 2 with a proposer or where
+        only the angle is free, else 4.
     tol : float, default=5e-2
         A refinement stops when the predicted improvement of the next step is below this, in nats.
     min_gain : float or "auto", default=0.0
-        The identity gate: an image is moved only if its score (ELBO, log prior, what critic and proposer say) gains
-        more than this, in nats; otherwise it stays exactly as it is. "auto" is learned in `fit`, such that 1 % of
-        upright images that it held out would be moved.
+        The identity gate: an image whose score (ELBO, log prior, opinions of critic and proposer) gains less than this,
+        in nats, stays exactly as it is. "auto" is learned in `fit`, such that 1 % of held-out upright images move.
     learned_starts : bool, default=True
         Whether `fit` trains the proposer, on perturbed training images (64 or more): a small network that proposes
-        starting poses and has a say in which hypothesis is right. Images for which the proposals are uncertain or poor
-        are screened at all `n_restarts`. False turns it off after `fit`, too.
+        starting poses and helps to choose among hypotheses. False also turns it off after `fit`.
     critic : bool, default=True
-        Whether `fit` trains the critic and the density, on perturbed training images (64 or more): a small network
-        that tells right poses from wrong ones, and a density of the centroids and covariances of canonical images,
-        which joins the prior. They, the temperature and the gate are learned for the family and the search that `fit`
-        knows. False turns both off after `fit`, too.
+        Whether `fit` trains the critic and the density, on perturbed training images (64 or more). The critic is a
+        small network that recognises wrong poses. The density, of the centroids and covariances of canonical images,
+        joins the prior. False also turns both off after `fit`.
     batch_size : int or "auto", default="auto"
-        Training. Images per step. "auto" is a power of two, between 32 and 256, that makes about 50 steps of an epoch:
-        256 from 10,000 images on.
+        Images per step of training. "auto" is a power of two, between 32 and 256, that makes about 50 steps of an
+        epoch: 256 from 10,000 images on.
     lr : float, default=2e-3
         Adam's learning rate at the start; it falls to zero along half a cosine.
     early_stopping : bool, default=False
         Whether training stops once the loss of held-out images no longer improves; the best weights are kept.
     warm_start : bool, default=False
         Whether `fit` of a fitted model goes on with its weights, scaling and background for `max_epochs` more epochs.
-        `lr` starts anew; moments, search models, temperature and gate are learned again. Parameters that the weights
+        `lr` starts anew; search models, temperature and gate are learned again. Parameters that the weights
         depend on must not have changed. After Ctrl-C the weights of the last whole epoch stay, without search models;
         without `warm_start` the model is as it was before `fit`.
     expert : ExpertSettings or None, default=None
         Details of training and search that hardly anybody sets; None takes their defaults.
     device : str or torch.device, default="cpu"
-        Running. Where to compute.
+        Where to compute.
     memory : str, joblib.Memory or None, default=None
-        Where trained weights are kept, those of proposer and critic, too, so that equal images and settings are not
-        trained again: a grid over `n_restarts`, `n_refine`, `tol` or `min_gain` then trains once per fold, one over
-        `family` or `alpha_prior` the VAE once (with `align_training` the search is a part of training). Only the
-        calibration is done anew. Not used with callbacks of either kind, without an int `random_state`, or
-        in `partial_fit`. Clear it after changing the code of a module class of your own.
+        Where trained weights are kept, so that equal images and settings are not trained again. A grid over
+        `n_restarts`, `n_refine`, `tol` or `min_gain` then trains once per fold, one over `family` or `alpha_prior` the
+        VAE once. It needs an int `random_state` and is not used with callbacks or in `partial_fit`. Clear it after
+        changing the code of your own module class.
     verbose : int, default=0
         If positive, `fit` shows its stages, their loss and the time left, and alignment the images per second: as a bar
         on a terminal, else as lines, on the standard output.

@@ -30,7 +30,7 @@ def sentences(text):
     text = re.sub(r"(?s:```.*?```)|^( {4}|\||#|!\[).*$", "\n\n", text, flags=re.MULTILINE)
     text = re.sub(r"\]\([^)]*\)|`+", "", text)
     for paragraph in re.split(r"\n\s*\n|\n\s*[-*\d.]+ ", text):
-        yield from re.split(r"(?<=[.?!:;·])\s+", " ".join(paragraph.split()))
+        yield from re.split(r"(?<=[.?!:;·])\**\s+", " ".join(paragraph.split()))
 
 
 def long_sentences(path, n_words=25):
@@ -38,11 +38,21 @@ def long_sentences(path, n_words=25):
     return [sentence for sentence in sentences(path.read_text(encoding="utf-8")) if len(sentence.split()) > n_words]
 
 
+DOCS = README.parent / "docs"
+PAGES = [README, *(README.parent / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
+PAGES += sorted(DOCS.glob("*.md"))
+
+
 @pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
-def test_the_readme_is_short_and_says_one_thought_a_sentence():
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_a_page_says_one_thought_a_sentence(page):
+    assert long_sentences(page) == []
+
+
+@pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
+def test_the_readme_is_short_and_shows_a_picture_first():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
-    assert long_sentences(README) == []
     tables = [row for row in text.splitlines() if row.startswith("|")]
     assert all(row.count("|") - 1 <= 5 for row in tables)
     first = text.index("![", text.index("**"))

@@ -209,7 +209,6 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "secondary_sidebar_items": ["page-toc", "sourcelink"],
-    "pygments_light_style": "tango",
 }
 html_sidebars = {"index": []}
 toc_object_entries_show_parents = "hide"  # so that names of methods are not cut

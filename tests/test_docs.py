@@ -95,6 +95,30 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+WIDTHS = {"phone": 390, "desktop": 1400}
+# What is wider than the page, but neither scrolls by itself nor lies inside what does.
+OVERFLOW = """
+const page = document.documentElement.clientWidth;
+const scrolls = e => e && (["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+const wide = [...document.querySelectorAll("article *")].filter(
+    e => e.getBoundingClientRect().right > page + 1 && e.checkVisibility() && !scrolls(e));
+return document.documentElement.scrollWidth > page ? wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)) : [];
+"""
+# Text whose contrast with what lies behind it is less than WCAG's AA asks for (4.5).
+CONTRAST = """
+const rgba = c => c.match(/[\\d.]+/g).map(Number);
+const behind = e => { for (; e; e = e.parentElement) {
+    const c = rgba(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.99) return c; }
+    return [255, 255, 255]; };
+const linear = v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+const light = c => { const [r, g, b] = c.slice(0, 3).map(linear); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const texts = [...document.querySelectorAll("article p, article li, article td, article th, article h1, article h2, " +
+    "article code, article pre span, article a")].filter(e => e.checkVisibility() && e.textContent.trim());
+return texts.map(e => { const [x, y] = [light(rgba(getComputedStyle(e).color)), light(behind(e))];
+    return [(Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05), e.outerHTML.slice(0, 120)]; })
+    .filter(([ratio]) => ratio < 4.5).slice(0, 3);
+"""
+
 STATE = """
 const images = [...document.images];
 images.forEach(image => { image.loading = "eager"; });
@@ -102,6 +126,7 @@ return {
     links: [...document.querySelectorAll("a[href]")].map(a => a.href),
     ids: [...document.querySelectorAll("[id]")].map(e => e.id),
     pending: images.filter(image => !image.complete).length,
+    untold: images.filter(image => !image.alt && !image.closest(".sphx-glr-thumbcontainer")).map(image => image.src),
     missing: images.filter(image => image.complete && image.naturalWidth === 0).map(image => image.src),
 };
 """
@@ -125,6 +150,7 @@ def test_every_page_opens_whole(browser):
         state = states[page] = browser.execute_script(STATE)
         name = page.relative_to(BUILT)
         problems += [f"{name}: no image {image}" for image in state["missing"]]
+        problems += [f"{name}: no words for {image}" for image in state["untold"]]
         problems += [f"{name}: {e['message']}" for e in browser.get_log("browser") if e["level"] == "SEVERE"]
         problems += [f"{name}: asks {url}" for url in requests_outside(browser.get_log("performance"))]
     for page, state in states.items():
@@ -139,4 +165,37 @@ def test_every_page_opens_whole(browser):
             elif anchor and target in states and anchor not in states[target]["ids"]:
                 problems.append(f"{page.relative_to(BUILT)}: no anchor {link}")
     assert len(pages) > 20
+    assert problems == []
+
+
+def built_pages():
+    """Return the pages that people read: not the source code, the index and the search."""
+    skipped = ("_static", "_modules")
+    pages = [page for page in BUILT.rglob("*.html") if not set(skipped) & set(page.relative_to(BUILT).parts)]
+    return sorted(page for page in pages if page.name not in ("genindex.html", "search.html", "py-modindex.html"))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_no_page_is_wider_than_the_window(browser, width):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    problems = []
+    for page in built_pages():
+        browser.get(page.as_uri())
+        problems += [f"{page.relative_to(BUILT)}: {element}" for element in browser.execute_script(OVERFLOW)]
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert problems == []
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_what_lies_behind_it(browser, theme):
+    problems = []
+    for page in built_pages():
+        browser.get(page.as_uri())
+        browser.execute_script("document.documentElement.dataset.theme = arguments[0];", theme)
+        problems += [f"{page.relative_to(BUILT)}: {ratio:.1f} {e}" for ratio, e in browser.execute_script(CONTRAST)]
     assert problems == []

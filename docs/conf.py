@@ -144,9 +144,11 @@ def picture_first(app, docname, source):
         return
     marker = ".. GENERATED FROM PYTHON SOURCE LINES"
     title = re.search(r"^(.+)\n=+$", source[0], flags=re.MULTILINE).group(1)
-    second = source[0].index(marker, source[0].index(marker) + 1)
+    place = source[0].index(marker, source[0].index(marker) + 1)
+    section = re.search(r"^.+\n-+$", source[0][:place], flags=re.MULTILINE)
+    place = section.start() if section else place
     image = f".. image:: images/{picture.name}\n   :alt: {title}: the picture that this example draws\n\n"
-    source[0] = source[0][:second] + image + source[0][second:]
+    source[0] = source[0][:place] + image + source[0][place:]
 
 
 def skip_what_scikit_learn_writes(app, what, name, obj, skip, options):
@@ -224,6 +226,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sk_avae",),
     "abort_on_example_error": True,
+    "default_thumb_file": str(HERE / "images" / "rotated_digits.png"),  # of those that are not run
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 10_000,

@@ -2,20 +2,21 @@
 Cells have no upright pose
 ==========================
 
-650 outlines of mouse osteosarcoma cells, from two cell lines and under three treatments: each lies as it lay under the
-microscope. With ``align_training=True`` a common pose is found while the VAE is trained, here within each training part
-of a cross-validation, so that no held-out cell has any say. Classifiers then tell cell line and treatment from aligned
-pixels, and for comparison from pixels as they come and from two classical descriptions that no rotation changes: Hu's
-moments and Fourier descriptors. Prints two tables, writes one picture: held-out cells before and after.
+650 outlines of mouse osteosarcoma cells, from two cell lines and under three treatments. Each lies as it lay under the
+microscope. With ``align_training=True`` a common pose is found while the VAE is trained, within each training part of a
+cross-validation. Classifiers then tell cell line and treatment from aligned pixels. For comparison they read pixels as
+they come, and two classical descriptions that no rotation changes: Hu's moments and Fourier descriptors.
 
-On this split and three others, aligned pixels tell the cell line 4 to 8 points better than pixels as they come; the
-treatment 1 to 3 points better behind an SVC, no better behind a logistic regression. They are not clearly ahead of all:
-Fourier descriptors, which need no training, tell the cell line as well behind an SVC (elsewhere 3 to 7 points worse).
-With 130 cells in a fold, differences of 3 points may be chance.
+On this split and three others, aligned pixels tell the cell line 4 to 8 points better than pixels as they come. The
+treatment comes out 1 to 3 points better behind an SVC, and no better behind a logistic regression. Fourier descriptors,
+which need no training, tell the cell line as well behind an SVC on this split, and 3 to 7 points worse on the others.
+With 130 cells in a fold, differences of 3 points may be chance. The script prints two tables and writes one picture::
 
     pip install geomstats "numpy<2.4"    # the cells are in that package; its version 2.8.0 needs numpy's old trapz
     python examples/cells.py --output out/cells.png
 """
+
+# sphinx_gallery_thumbnail_path = "images/zoo_cells40.png"
 
 import argparse
 import tempfile

@@ -40,7 +40,7 @@ def long_sentences(path, n_words=25):
 
 DOCS = README.parent / "docs"
 PAGES = [README, *(README.parent / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
-PAGES += sorted(DOCS.glob("*.md"))
+PAGES += sorted([*DOCS.glob("*.md"), *(DOCS / "decisions").glob("*.md")])
 
 
 @pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")

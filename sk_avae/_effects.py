@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from ._callers import users_level
 from .aligner import Aligner
 
 
@@ -76,4 +77,4 @@ def warn_of_unlearned(aligner: Aligner, at_fit: Any) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)
+    warnings.warn(message, UserWarning, stacklevel=users_level())

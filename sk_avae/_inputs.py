@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from ._callers import users_level
 from ._sizes import as_shape, has_other_sizes, in_one_size, is_image, shapes_in
 from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few
 from .model.avae import LEAST_CONTRAST
@@ -284,6 +285,8 @@ def _how_to_turn(found: tuple[int, ...], whole: tuple[int, ...], wanted: tuple[i
         return " Its channels come first: pass X.transpose(0, 2, 3, 1)."
     if (*whole, 1)[:3] == wanted:
         return " It is one image, and a batch of images is expected: pass X[None]."
+    if (*found, 1)[:3][2] == wanted[2]:
+        return f" Bring images to that size: load_images(folder, size={wanted[:2]}), or pass them as a list of arrays."
     return ""
 
 
@@ -388,7 +391,7 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
             f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "
             f"and {last:g}. If they are in other units (0 to 1 rather than 0 to 255, say), bring X to the model's.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=users_level(),
         )
 
 

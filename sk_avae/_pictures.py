@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from ._callers import users_level
 from ._sizes import as_shape, in_one_size
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
@@ -38,7 +39,8 @@ def load_images(
     size : int, (height, width) or None, default=None
         Size of the images that are returned, in pixels; an int is the side of a square. A picture of another size is
         scaled to fit, and its edge pixels fill what is left. None keeps the size if all pictures share one, and else
-        takes their median height and width.
+        takes their median height and width. Give test images the size of the training images:
+        ``size=train.images.shape[1:3]``.
     as_gray : bool or "auto", default="auto"
         Whether to return gray images. "auto" does so if no picture has a colour.
     background : {"auto", "white", "black"}, default="auto"
@@ -51,8 +53,11 @@ def load_images(
 
         images : ndarray of shape (n_samples, H, W) or (n_samples, H, W, 3)
             uint8, or uint16 if a file has 16 bits a pixel, or float32 if one has floats.
+        data : ndarray of shape (n_samples, n_features)
+            The same as rows of pixels, for pipelines. Unless they are gray squares, the aligner needs their shape:
+            ``AVAEEstimator(image_shape=data.images.shape[1:])``.
         target : ndarray of shape (n_samples,) or None
-            Number of each image's class; None if no picture lies in a sub-folder.
+            Number of each image's class in `target_names`; None if no picture lies in a sub-folder.
         target_names : list of str
             Names of the classes: the sub-folders.
         filenames : list of str
@@ -101,9 +106,10 @@ def load_images(
     pictures = _in_one_depth(_read_all(paths, shape))
     gray = as_gray is True or (as_gray == "auto" and not any(_is_coloured(picture) for picture in pictures))
     behind = _behind(pictures, background)
-    images = [_flat(picture, gray, behind) for picture in pictures]
+    images = _stacked([_flat(picture, gray, behind) for picture in pictures])
     return Bunch(
-        images=_stacked(images),
+        images=images,
+        data=images.reshape(len(images), -1),
         target=target,
         target_names=target_names,
         filenames=[name.as_posix() for name in names],
@@ -158,7 +164,7 @@ def _read_all(paths: Sequence[Path], shape: tuple[int, ...] | None) -> list[NDAr
             f"{len(several)} of {len(paths)} files hold several pictures ({several[0]} is one); the first of each was "
             f"read. Save the pages as files of their own to read them all.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=users_level(),
         )
     return pictures
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from ._callers import users_level
 from .images import ImageFormat, SeenImages
 from .model.faults import has_few
 from .search.settings import SearchSettings
@@ -100,7 +101,7 @@ class Told:
                 f"{self.n_faulty} pixels of {self.n_images} of the {n} images lie farther outside the fitted range "
                 f"than it is wide. The search takes them for faults and looks at their neighbours; results keep them.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=users_level(),
             )
         if self.n_inverted:
             warnings.warn(
@@ -108,12 +109,12 @@ class Told:
                 f"these are bright. Their poses are found all the same, and results keep their pixels. A classifier "
                 f"behind them needs images as it learned them: pass high + low - X.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=users_level(),
             )
         if self.n_missed and settings.max_iter:
             warnings.warn(
                 f"The poses of {self.n_missed} of {n} images stopped at max_iter={settings.max_iter} before they "
                 f"converged to tol={settings.tol:g} nats. Raise max_iter or tol if that is too coarse.",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=users_level(),
             )

@@ -17,6 +17,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import nn
 
+from ._callers import users_level
 from ._effects import warn_of_few_images, warn_of_settings, warn_of_unlearned
 from ._inputs import (
     as_images,
@@ -52,7 +53,7 @@ from .callbacks import CallbackSupport, Task, with_callbacks
 from .expert import DEPRECATED, MOVED, ExpertSettings, is_deprecated, upgraded
 from .images import ImageFormat, warp_stack
 from .learning import fit as learning
-from .learning.image_formats import format_with_usual, learned_format
+from .learning.image_formats import completed_format, learned_format
 from .learning.perturbation import random_poses
 from .learning.recipes import ModelParameters, check_same_model
 from .learning.setup import TrainingSetup, continued_setup, new_setup, whole_history
@@ -496,7 +497,7 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
         )
         if self.image_shape is not None or is_large_enough(image_format.n_features):
             raise ValueError(problem)
-        warnings.warn(f"{problem} Every pose will be 0.", UserWarning, stacklevel=5)
+        warnings.warn(f"{problem} Every pose will be 0.", UserWarning, stacklevel=users_level())
 
     def _model_parameters(self) -> ModelParameters:
         names = ("module", "latent_size", "hidden_layer_sizes", "likelihood", "decoder_output")
@@ -607,7 +608,7 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
                 f"{' and '.join(moved)} moved to ExpertSettings in version 0.2 and will be removed from AVAEEstimator "
                 f"in 0.4. Use expert=ExpertSettings({settings}).",
                 FutureWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
 
     def _check_parameters(self) -> None:
@@ -669,7 +670,7 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
         likelihood: str | nn.Module = "bernoulli",
         offset: float = 0.0,
         scale: float = 1.0,
-        background: float | Sequence[float] = 0.0,
+        background: float | Sequence[float] | str = "auto",
         X: ArrayLike | None = None,
         **parameters: Any,
     ) -> Self:
@@ -687,8 +688,9 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
             goes in as ``Gaussian(scale)``.
         offset, scale : float, default=0.0 and 1.0
             The module saw ``(pixel - offset) / scale`` in its training.
-        background : float or sequence of float, default=0.0
-            Pixel value outside the image, per channel, in the units of the input.
+        background : float, sequence of float or "auto", default="auto"
+            Pixel value outside the image, per channel, in the units of the input. "auto" is the median of the edge
+            pixels of X, or 0 without X.
         X : array-like or None, default=None
             Images in the canonical pose: for starting poses from their moments, and to learn the search models, the
             temperature and an "auto" `min_gain`. The module only reads them.
@@ -724,7 +726,8 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
         estimator = cls(module=module, image_shape=image_shape, likelihood=likelihood, **parameters)
         shape = resolve_image_shape(image_shape, math.prod(image_shape))
         channels = shape[2] if len(shape) == 3 else 1
-        per_channel = np.broadcast_to(np.asarray(background, dtype=float), channels)
+        learns_background = isinstance(background, str) and background == "auto"
+        per_channel = np.broadcast_to(np.asarray(0.0 if learns_background else background, dtype=float), channels)
         for name, value in {"offset": offset, "scale": scale}.items():
             check_number(name, value, -math.inf, math.inf, boundaries="neither")
         if not scale or not np.isfinite(per_channel).all():
@@ -753,16 +756,25 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
         estimator.n_features_in_ = math.prod(shape)
         estimator.history_, estimator.n_iter_ = [], 0
         if X is not None:
-            rows = estimator._rows(X)
-            read = estimator._fit_parameters(len(rows))
-            rescale = estimator.rescale
-            if rescale == "image":
-                usual = format_with_usual(image_format, rows)
-                estimator.aligner_ = replace(estimator.aligner_, image_format=usual)
-            estimator.aligner_ = learning.learn_from_upright(estimator.aligner_, read, rows, rescale=rescale)
-            read.progress.end()
+            estimator._learn_from_upright(X, learns_background=learns_background)
         estimator.aligner_.gate()
         return estimator
+
+    def _learn_from_upright(self, X: ArrayLike, *, learns_background: bool) -> None:
+        """Learn from upright images what a VAE that was trained elsewhere does not say."""
+        rows, _ = check_rows(self, X, image_shape=self.image_shape_, missing_values=self.missing_values)
+        image_format = completed_format(
+            self.image_format_,
+            rows,
+            learns_background=learns_background,
+            any_range=not np.isfinite(self.likelihood_.support).all(),
+            rescale=self.rescale,
+        )
+        warn_of_other_units(rows, image_format)
+        parameters = self._fit_parameters(len(rows))
+        self.aligner_ = replace(self.aligner_, image_format=image_format)
+        self.aligner_ = learning.learn_from_upright(self.aligner_, parameters, rows, rescale=self.rescale)
+        parameters.progress.end()
 
     # ------------------------------------------------------------------ alignment
     def align(self, X: ArrayLike) -> AlignmentResult:

@@ -99,8 +99,8 @@ class AlignmentReport:
         ...     gain=np.array([10.0, 20.0, 30.0, 0.0]),
         ... )
         >>> found
-        AlignmentReport(75% of 4 poses of 2 held-out images right; median angle error 5.7 degrees, 25% half turns; \
-weights off by 0.20)
+        AlignmentReport(75% of 4 poses right, of 2 held-out images; median angle error 5.7 degrees; 25% half turns; \
+calibration error 0.20)
         """
         error = np.abs(angle_error)
         return cls(
@@ -117,9 +117,9 @@ weights off by 0.20)
 
     def __repr__(self) -> str:
         return (
-            f"AlignmentReport({self.share_right:.0%} of {self.n_poses:,} poses of {self.n_images:,} held-out images "
-            f"right; median angle error {math.degrees(self.median_angle_error):.1f} degrees, "
-            f"{self.share_half_turns:.0%} half turns; weights off by {self.calibration_error:.2f})"
+            f"AlignmentReport({self.share_right:.0%} of {self.n_poses:,} poses right, of {self.n_images:,} held-out "
+            f"images; median angle error {math.degrees(self.median_angle_error):.1f} degrees; "
+            f"{self.share_half_turns:.0%} half turns; calibration error {self.calibration_error:.2f})"
         )
 
     def _repr_html_(self) -> str:
@@ -132,7 +132,7 @@ weights off by 0.20)
             "poses right": f"{self.share_right:.0%} of {self.n_poses:,}",
             "median angle error": f"{math.degrees(self.median_angle_error):.1f} degrees",
             "half turns": f"{self.share_half_turns:.0%}",
-            "error of the weights": f"{self.calibration_error:.2f}",
+            "calibration error": f"{self.calibration_error:.2f}",
             "mean gain": f"{self.mean_gain:.1f} nats",
         }
 
@@ -171,10 +171,10 @@ weights off by 0.20)
         if self.share_half_turns > (1 - self.share_right) / 2:
             seen += f", and {self.share_half_turns:.0%} come back upside down"
         if self.share_right < HARDLY_ANY_RIGHT:
-            seen += ": these images seem to have no common pose"
+            seen += ": these images have no common pose, or are too few for how varied they are"
             return (
-                f"{seen}. Leave them as they are, or try min_gain='auto', which moves only images that gain much by "
-                f"it; {upright}{narrower}more images. See alignment_report_."
+                f"{seen}. Try more images; {upright}{narrower}or leave them as they are: min_gain='auto' moves only "
+                f"images that gain much by it. See alignment_report_."
             )
         return (
             f"{seen}. Try more images; {upright}{narrower}another padding, if something else lies around the images; "

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sk_avae import AVAEEstimator, ExpertSettings
+from sk_avae.vae import MLPVAE
 
 SHAPE = (28, 28)
 
@@ -70,3 +71,35 @@ def test_a_module_that_misses_the_contract_is_refused(vae):
         AVAEEstimator.from_vae(torch.nn.Linear(2, 2), image_shape=SHAPE)
     with pytest.raises((ValueError, RuntimeError)):
         AVAEEstimator.from_vae(vae, image_shape=(8, 8))
+
+
+def test_the_background_is_that_of_upright_images(vae, digits):
+    X = 1 - digits.X[:80] / 255
+    white = AVAEEstimator.from_vae(
+        vae, image_shape=SHAPE, offset=1.0, scale=-1.0, X=X, learned_starts=False, critic=False
+    )
+    assert white.image_format_.background == (1.0,)
+    assert AVAEEstimator.from_vae(vae, image_shape=SHAPE).image_format_.background == (0.0,)
+    said = AVAEEstimator.from_vae(
+        vae, image_shape=SHAPE, offset=1.0, scale=-1.0, X=X, background=0.5, critic=False, learned_starts=False
+    )
+    assert said.image_format_.background == (0.5,)
+
+
+def test_a_gaussian_takes_the_range_of_upright_images_for_the_usual_one(vae, digits, recwarn):
+    X = digits.X[:80] / 127.5 - 1
+    avae = AVAEEstimator.from_vae(
+        vae, image_shape=SHAPE, likelihood="gaussian", X=X, learned_starts=False, critic=False
+    )
+    avae.align(X[:5])
+    assert not [warning for warning in recwarn if "units" in str(warning.message)]
+    with pytest.warns(UserWarning, match="those that the model was made for between -1 and 1"):
+        avae.align(digits.X[:5])
+
+
+def test_few_right_poses_are_warned_of_at_the_line_that_asked(digits):
+    torch.manual_seed(0)
+    untrained = MLPVAE((1, 28, 28), 4)
+    with pytest.warns(UserWarning, match="held-out images come back") as caught:
+        AVAEEstimator.from_vae(untrained, image_shape=SHAPE, X=digits.X[:80] / 255, random_state=0)
+    assert {warning.filename for warning in caught if "come back" in str(warning.message)} == {__file__}

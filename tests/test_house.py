@@ -20,6 +20,7 @@ HOUSE = Path(sk_avae.__file__).parent
 # without a circle.
 TABLE = {
     "_version": set(),
+    "_callers": set(),
     "_versions": set(),
     "_links": set(),
     "callbacks": set(),
@@ -34,19 +35,22 @@ TABLE = {
     "report": {"_frames"},
     "result": {"_frames", "model"},
     "_validation": set(),
-    "_inputs": {"model", "images", "_sizes"},
-    "_pictures": {"_sizes"},
+    "_inputs": {"_callers", "model", "images", "_sizes"},
+    "_pictures": {"_callers", "_sizes"},
     "datasets": {"model", "images", "_inputs", "_pictures"},
-    "_searched": {"model", "search", "images"},
+    "_searched": {"_callers", "model", "search", "images"},
     "aligner": {"model", "search", "images", "report", "result", "progress", "_searched"},
     "aligner_state": {"model", "search", "images", "report", "aligner"},
     "_learned": {"images", "report", "aligner"},
-    "_effects": {"aligner"},
-    "learning": {"_version", "callbacks", "progress", "model", "search", "scaling", "images", "report", "aligner"},
+    "_effects": {"_callers", "aligner"},
+    "learning": {
+        *("_version", "_callers", "callbacks", "progress", "model", "search", "scaling", "images", "report", "aligner"),
+    },
     "estimator": {
         *(
             "_version",
             "_links",
+            "_callers",
             "_validation",
             "_inputs",
             "_learned",

@@ -27,6 +27,7 @@ def test_sub_folders_are_classes_and_files_come_in_the_order_of_their_paths(tmp_
     assert data.target_names == ["bolt", "nut"]
     assert data.target.tolist() == [0, 1, 1]
     assert data.images.dtype == np.uint8
+    np.testing.assert_array_equal(data.data, data.images.reshape(3, -1))
     np.testing.assert_array_equal(data.images, np.stack(3 * [RAMP]))
 
 

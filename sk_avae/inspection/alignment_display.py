@@ -200,6 +200,7 @@ def _pose_table(result: AlignmentResult) -> tuple[list[str], list[list[str]]]:
         digits = 2 if parameter.startswith("log_scale") or parameter == "shear" else 1
         pairs = zip(values, deviations, strict=True)
         rows.append([minus(f"{v:.{digits}f}") + (f" ± {d:.{digits}f}" if d > 0 else "") for v, d in pairs])
-    names.append("probability")
-    rows.append([f"{weight:.2f}" for weight in result.hypothesis_weight[:, 0]])
+    names.append("confidence")
+    sure = result.hypothesis_weight[:, 0] if result.confidence is None else result.confidence
+    rows.append([f"{value:.2f}" for value in sure])
     return names, [list(column) for column in zip(*rows, strict=True)]

@@ -28,8 +28,10 @@ def perturbed(
     scorer : str, callable or None, default=None
         One of scikit-learn's names ("accuracy"), or a callable ``scorer(estimator, X, y)``; None is the estimator's own
         `score`.
-    family, ranges, image_shape : object
+    family, ranges : object
         What poses are drawn; see `make_perturbed`.
+    image_shape : tuple of int or None, default=None
+        (height, width) or (height, width, channels) of rows; None asks the estimator, else reads a square.
     random_state : int, RandomState instance or None, default=0
         Draws the poses. An int gives images the same poses at each call, so that settings are compared on the same
         images.
@@ -86,17 +88,29 @@ class PerturbedScorer:
         **params
             Passed on, as `sample_weight`.
         """
+        image_shape = self.image_shape
+        if image_shape is None and len(np.shape(X)) == 2:  # rows, whose shape the aligner knows
+            image_shape = image_shape_in(estimator)
         images, _ = make_perturbed(
             X,
             family=self.family,
             ranges=self.ranges,
-            image_shape=self.image_shape,
+            image_shape=image_shape,
             random_state=self.random_state,
         )
         scorer = get_scorer(self.scorer) if isinstance(self.scorer, str) else self.scorer
         if scorer is None:
             return float(estimator.score(_like(X, images), y, **params))
         return float(scorer(estimator, _like(X, images), y, **params))
+
+
+def image_shape_in(estimator: Any) -> tuple[int, ...] | None:
+    """Return the first `image_shape_` of an estimator, its steps and what it holds; None if there is none."""
+    if hasattr(estimator, "image_shape_"):
+        return tuple(estimator.image_shape_)
+    inner = [step for _, step in getattr(estimator, "steps", [])]
+    inner += [getattr(estimator, name) for name in ("best_estimator_", "estimator_") if hasattr(estimator, name)]
+    return next(filter(None, map(image_shape_in, inner)), None)
 
 
 def _like(X: Any, images: Any) -> Any:

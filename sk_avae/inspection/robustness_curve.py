@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..datasets import DEFAULT_RANGES, make_perturbed
 from ..model.affine import FAMILIES, parameters_of
 from .axes import AXES, COLOURS, degree_ticks, new_axes, pyplot
+from .perturbed_scorer import image_shape_in
 
 
 class RobustnessCurveDisplay:
@@ -134,7 +135,7 @@ class RobustnessCurveDisplay:
             raise ValueError(f"values must be a list of one or more finite numbers, got {values!r}.")
         family = next(family for family in FAMILIES if parameter in parameters_of(family))
         still = dict.fromkeys(parameters_of(family), 0.0)
-        image_shape = _image_shape_in(estimator) if image_shape is None else image_shape
+        image_shape = image_shape_in(estimator) if image_shape is None else image_shape
         if scoring is not None and not isinstance(scoring, str) and not callable(scoring):
             raise TypeError(f"scoring must be one score, by name or callable, or None, got {scoring!r}.")
         scorer = check_scoring(estimator, scoring=scoring)
@@ -195,15 +196,6 @@ def _check_parameter(parameter: str) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"parameter must be one of {list(AXES)}, got {parameter!r}.{hint}")
     return parameter
-
-
-def _image_shape_in(estimator: Any) -> tuple[int, ...] | None:
-    """Return the first `image_shape_` of an estimator, its steps and what it holds; None if there is none."""
-    if hasattr(estimator, "image_shape_"):
-        return tuple(estimator.image_shape_)
-    inner = [step for _, step in getattr(estimator, "steps", [])]
-    inner += [getattr(estimator, name) for name in ("best_estimator_", "estimator_") if hasattr(estimator, name)]
-    return next(filter(None, map(_image_shape_in, inner)), None)
 
 
 def _score_name(estimator: Any, scoring: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._callers import users_level
 from .._version import __version__
 from ..aligner import Aligner, SearchModels
 from ..model.avae import AVAE, canonical_images, is_constant, with_gaps_explained
@@ -145,7 +146,7 @@ def warn_if_poses_mean_little(images: Tensor, family: str, scale: tuple[float, .
         )
     else:
         return
-    warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=4)
+    warnings.warn(f"align_training=True learns little here: {what}.", UserWarning, stacklevel=users_level())
 
 
 def train(parameters: FitParameters, setup: TrainingSetup, observer: EpochObserver | None = None) -> Trained:
@@ -294,7 +295,9 @@ def learn_from_upright(
     typical = mean_moments(images, image_format.model_background(device))
     aligner = replace(aligner, moments=tuple(moment.cpu().numpy() for moment in typical))
     generator = torch.Generator().manual_seed(parameters.seed)
-    return _with_search_models(aligner, parameters, images, generator)
+    aligner = _with_search_models(aligner, parameters, images, generator)
+    _warn_of_few_right(aligner, parameters)
+    return aligner
 
 
 def _warn_of_few_right(aligner: Aligner, parameters: FitParameters) -> None:
@@ -304,7 +307,7 @@ def _warn_of_few_right(aligner: Aligner, parameters: FitParameters) -> None:
         return
     advice = report.advice(family=parameters.pose.family, align_training=parameters.align_training)
     if advice is not None:
-        warnings.warn(advice, UserWarning, stacklevel=4)
+        warnings.warn(advice, UserWarning, stacklevel=users_level())
 
 
 def _with_search_models(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._callers import users_level
 from ..images import ImageFormat, ImageShape, every_few, floats_like, sides_of
 from ..model.affine import edge_median, edge_pixels
 from ..model.exposure import usual_exposure
@@ -66,10 +67,32 @@ def learned_format(
     return _with_usual(found, some, from_edges=has_one) if rescale == "image" else found
 
 
-def format_with_usual(image_format: ImageFormat, rows: NDArray[Any]) -> ImageFormat:
-    """Return a format whose scale and background are known with the exposure and noise of training rows."""
+def completed_format(
+    image_format: ImageFormat, rows: NDArray[Any], *, learns_background: bool, any_range: bool, rescale: bool | str
+) -> ImageFormat:
+    """Return a format whose scale is known with what upright images tell of the rest.
+
+    Parameters
+    ----------
+    image_format : ImageFormat
+    rows : ndarray of shape (n, n_features)
+        Images in the canonical pose.
+    learns_background : bool
+        Whether the background is theirs.
+    any_range : bool
+        Whether the model takes pixels of any range: theirs is the usual one then.
+    rescale : bool or "image"
+        With "image" their exposure and noise are the usual ones.
+    """
     stack = _looked_at(rows, image_format.image_shape, image_format.frame)
     some = torch.tensor(np.ascontiguousarray(stack[every_few(len(rows))])).permute(0, 3, 1, 2)
+    if learns_background:
+        image_format = replace(image_format, background=tuple(map(float, edge_median(some))))
+    if any_range:
+        in_model = image_format.to_units_of_model(some.double())
+        image_format = replace(image_format, limits=(float(in_model.min()), float(in_model.max())))
+    if rescale != "image":
+        return image_format
     has_one = has_background(some, image_format.background, float(some.min()), float(some.max()))
     return _with_usual(image_format, some, from_edges=has_one)
 
@@ -93,7 +116,7 @@ def _checked_range(pixels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[n
             f"{n_outlying} of the {pixels.size} pixels of X lie far outside the others, which are between "
             f"{low.min():g} and {high.max():g}. They are taken for faults: the model sees their neighbours.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=users_level(),
         )
     return low, high
 

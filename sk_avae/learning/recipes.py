@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._callers import users_level
 from ..images import ImageFormat
 from ..model.likelihoods import LIKELIHOODS, Bernoulli, check_likelihood, likelihood_for
 from ..model.vae import MODULES, check_methods, check_shapes, seems_to_give_probabilities
@@ -120,7 +121,7 @@ class ModelParameters:
                 f"{name}.decode puts out numbers within [0, 1] only, as a sigmoid does: they are taken for "
                 f"probabilities rather than logits. Say decoder_output='probabilities' if so, else 'logits'.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=users_level(),
             )
         return {**recipe, "decoder_output": "probabilities"} if within else recipe
 

@@ -252,7 +252,11 @@ def _answer(vae: nn.Module, method: str, x: Tensor) -> Any:
     try:
         return getattr(vae, method)(x)
     except (RuntimeError, ValueError) as error:
-        hint = " If it was made for images of another size, say resolution=." if x.ndim == 4 else ""
+        hint = (
+            " Is image_shape (height, width, channels)? For images of another size say resolution=."
+            if x.ndim == 4
+            else ""
+        )
         raise ValueError(
             f"{type(vae).__name__}.{method} takes no input of shape {tuple(x.shape)}: {error}.{hint}"
         ) from error
@@ -396,5 +400,8 @@ def check_shapes(vae: nn.Module, image_shape: tuple[int, int, int]) -> int:
         decoded = _answer(vae, "decode", mean)
     if not isinstance(decoded, Tensor) or decoded.shape != x.shape:
         got = tuple(decoded.shape) if isinstance(decoded, Tensor) else type(decoded).__name__
-        raise ValueError(f"{name}.decode must return the shape of its images, {tuple(x.shape)}, got {got}.")
+        raise ValueError(
+            f"{name}.decode must return the shape of its images, (n, channels, height, width) = {tuple(x.shape)}, got "
+            f"{got}. image_shape is (height, width, channels), the channels last."
+        )
     return mean.shape[1]

@@ -90,13 +90,13 @@ def test_alignment_shows_input_canonical_and_reconstruction(fitted, turned):
 def test_alignment_says_what_it_found_and_how_sure_it_is(fitted, turned):
     display = AlignmentDisplay.from_estimator(fitted, turned.X[:3])
     result = fitted.align(turned.X[:3])
-    assert texts(display.axes_[2, 0])[:2] == ["angle (°)", "probability"]
+    assert texts(display.axes_[2, 0])[:2] == ["angle (°)", "confidence"]
     for k, ax in enumerate(display.axes_[2]):
-        angle, probability = texts(ax)[-2:]
+        angle, confidence = texts(ax)[-2:]
         found, deviation = angle.replace(MINUS, "-").split(" ± ")
         assert float(found) == pytest.approx(np.rad2deg(result.alpha[k, 0]), abs=0.06)
         assert float(deviation) == pytest.approx(np.rad2deg(result.alpha_std[k, 0]), abs=0.06)
-        assert float(probability) == pytest.approx(result.hypothesis_weight[k, 0], abs=0.006)
+        assert float(confidence) == pytest.approx(result.confidence[k], abs=0.006)
 
 
 @pytest.mark.parametrize("size", [(6, 4), (10, 6)])
@@ -105,7 +105,7 @@ def test_the_richest_family_fits_into_one_axes(richest, stretched, size):
     display = AlignmentDisplay.from_estimator(richest, stretched.X[:4], ax=ax)
     names = texts(display.axes_[2, 0])[:8]
     assert names == [
-        *("angle (°)", "scale x", "scale y", "shear", "shift right (px)", "shift down (px)", "mirrored", "probability")
+        *("angle (°)", "scale x", "scale y", "shear", "shift right (px)", "shift down (px)", "mirrored", "confidence")
     ]
     result, frame = richest.align(stretched.X[:4]), richest.align(stretched.X[:4]).to_frame()
     for k, cell in enumerate(display.axes_[2]):

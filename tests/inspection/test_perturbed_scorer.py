@@ -34,6 +34,10 @@ def test_images_are_perturbed_as_make_perturbed_does(digits):
     assert_array_equal(looks.X, make_perturbed(X, family="rigid", ranges=ranges, random_state=3)[0])
     assert_array_equal(looks.y, y)
     assert_array_equal(looks.weight, y)
+    looks.image_shape_ = (14, 56)  # an aligner knows the shape of its rows
+    perturbed()(looks, X)
+    assert_array_equal(looks.X, make_perturbed(X, image_shape=(14, 56), random_state=0)[0])
+    del looks.image_shape_
     perturbed()(looks, X.reshape(-1, 28, 28))
     assert_array_equal(looks.X, make_perturbed(X, random_state=0)[0].reshape(-1, 28, 28))
 

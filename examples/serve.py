@@ -49,7 +49,7 @@ def answer(avae, body):
     canonical = avae.warp(picture[None], result, background=float(np.median(edge)))[0]
     return {
         "pose": {name: float(value) for name, value in pose.items()},
-        "sure": not bool(result.reject(0.5)[0]),
+        "sure": not bool(result.reject(0.8)[0]),
         "canonical_png": as_png(canonical),
     }
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from ._callers import users_level
 from ._sizes import as_shape, has_other_sizes, in_one_size, is_image, shapes_in
 from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few
-from .model.avae import LEAST_CONTRAST
 
 # Pixels that span so many times less or more than the model's range are probably in other units.
 _OTHER_UNITS = 10
@@ -385,7 +384,7 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
         return
     slack = _SLACK * (last - first)
     outside = float(np.mean((some < first - slack) | (some > last + slack)))
-    other_span = ratio >= LEAST_CONTRAST and not 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS
+    other_span = ratio > 0 and not 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS
     if other_span or outside > _SHARE_OUTSIDE:
         warnings.warn(
             f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "

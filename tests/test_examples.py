@@ -124,7 +124,7 @@ def test_the_service_answers_with_pose_and_picture(served, fitted, turned):
     result = fitted.align(digit[None])
     assert answer["pose"]["angle_deg"] == pytest.approx(np.rad2deg(result.alpha[0, 0]), abs=0.01)
     assert answer["pose"]["confidence"] == pytest.approx(result.confidence[0], abs=1e-5)
-    assert answer["sure"] == (result.confidence[0] >= 0.5)
+    assert answer["sure"] == (result.confidence[0] >= 0.8)
     image_module = pytest.importorskip("PIL.Image")
     canonical = np.asarray(image_module.open(io.BytesIO(base64.b64decode(answer["canonical_png"]))))
     np.testing.assert_allclose(canonical.ravel(), fitted.transform(digit[None])[0, :784], atol=1)

@@ -21,7 +21,7 @@ def test_the_code_in_the_readme_runs_and_prints_its_number(tmp_path, monkeypatch
     promised = float(re.search(r"pipeline.score\(X_rotated, y_test\)\) +# (0\.\d+);", text).group(1))
     assert scores == pytest.approx([promised], abs=0.02)  # another processor rounds otherwise
     assert names["T"].shape == (1000, 785)
-    assert (tmp_path / "avae.safetensors").exists()
+    assert (tmp_path / "aligner.safetensors").exists()
 
 
 # ---------------------------------------------------------------- plain English

@@ -43,8 +43,8 @@ def test_figures_are_those_of_what_was_found():
     assert report.calibration_error == pytest.approx(0.2)
     assert report.mean_gain == 1.0
     assert repr(report) == (
-        "AlignmentReport(70% of 100 poses right, of 40 held-out images; median angle error 5.7 degrees; 20% half turns; "
-        "calibration error 0.20)"
+        "AlignmentReport(70% of 100 poses right, of 40 held-out images; median angle error 5.7 degrees; "
+        "20% half turns; calibration error 0.20)"
     )
     assert "70% of 100" in report._repr_html_()
 

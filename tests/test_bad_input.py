@@ -175,6 +175,7 @@ OUTSIDE = {
     "a little darker": lambda X: X - 30,
     "another scale": lambda X: X * 50 - 2000,
     "float32's unit interval": lambda X: X / 255,
+    "so small that all images seem blank": lambda X: X / 1e6,
 }
 
 

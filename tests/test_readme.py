@@ -1,6 +1,7 @@
 """The code in the README runs as it stands, only with fewer epochs; promises name tests that exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,13 @@ def test_every_promise_names_tests_that_exist():
         if row.startswith("| ") and not row.startswith(("| promise", "| parameter", "| method", "| ---"))
     ]
     assert all("](../tests/" in row or "`make soak`" in row for row in rows)
+
+
+@pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
+def test_badges_say_what_pyproject_says():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badge = {
+        name: (DOCS / "images" / f"badge_{name}.svg").read_text(encoding="utf-8") for name in ("python", "license")
+    }
+    assert f">{project['requires-python'].removeprefix('>=')}+<" in badge["python"]
+    assert f">{project['license']}<" in badge["license"]

@@ -8,12 +8,14 @@ FEWER = {
     "critic_training._EPOCHS_OF_COPIES": 2,
     "critic_training._EPOCHS": (2, 2),
     "search_models._N_MISTAKES": 400,
+    "proposer_training._EPOCHS": (2, 2),
+    "proposer_training._IMAGES": (500, 500),
 }
 
 
 @pytest.fixture
 def few_lessons(monkeypatch):
-    """Let critics learn from little: for tests to which it does not matter how good they are."""
+    """Let critics and proposers learn from little: for tests to which it does not matter how good they are."""
     for name, value in FEWER.items():
         monkeypatch.setattr(f"sk_avae.learning.{name}", value)
 

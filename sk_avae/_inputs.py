@@ -16,6 +16,7 @@ from torch import Tensor
 from ._callers import users_level
 from ._sizes import as_shape, has_other_sizes, in_one_size, is_image, shapes_in
 from .images import FARTHEST_PIXEL, ImageFormat, ImageShape, every_few
+from .model.avae import LEAST_CONTRAST
 
 # Pixels that span so many times less or more than the model's range are probably in other units.
 _OTHER_UNITS = 10
@@ -384,7 +385,9 @@ def warn_of_other_units(rows: NDArray[Any], image_format: ImageFormat) -> None:
         return
     slack = _SLACK * (last - first)
     outside = float(np.mean((some < first - slack) | (some > last + slack)))
-    other_span = ratio > 0 and not 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS
+    # Images that hardly vary are blank, unless they hardly differ from 0 either: then bytes were scaled down.
+    is_blank = ratio < LEAST_CONTRAST and high - low < 0.5 * max(abs(low), abs(high))
+    other_span = ratio > 0 and not is_blank and not 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS
     if other_span or outside > _SHARE_OUTSIDE:
         warnings.warn(
             f"The pixels of X lie between {low:g} and {high:g}, those that the model was made for between {first:g} "

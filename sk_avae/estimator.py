@@ -771,10 +771,22 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
             rescale=self.rescale,
         )
         warn_of_other_units(rows, image_format)
+        ends = np.array([np.nanmin(rows), np.nanmax(rows)], dtype=float)
+        self._warn_of_negative_pixels(float(((ends - image_format.offset) / image_format.scale).min()))
         parameters = self._fit_parameters(len(rows))
         self.aligner_ = replace(self.aligner_, image_format=image_format)
         self.aligner_ = learning.learn_from_upright(self.aligner_, parameters, rows, rescale=self.rescale)
         parameters.progress.end()
+
+    def _warn_of_negative_pixels(self, lowest: float) -> None:
+        """Warn where a module sees pixels, the lowest of them given, that its likelihood does not have."""
+        if lowest < self.likelihood_.support[0] - 0.25:
+            warnings.warn(
+                f"{type(self.likelihood_).__name__} has no pixels below {self.likelihood_.support[0]:g}, but the "
+                f"module sees some of {lowest:.3g}. Say likelihood='gaussian' if it was trained so, else offset and scale.",
+                UserWarning,
+                stacklevel=users_level(),
+            )
 
     # ------------------------------------------------------------------ alignment
     def align(self, X: ArrayLike) -> AlignmentResult:

@@ -189,13 +189,14 @@ class AlignmentResult:
             )
         return points @ matrix[:, :2, :2].transpose(0, 2, 1) + matrix[:, None, :2, 2]
 
-    def reject(self, threshold: float = 0.5) -> Any:
+    def reject(self, threshold: float = 0.8) -> Any:
         """Tell which images have a pose that is not to be relied on.
 
         Parameters
         ----------
-        threshold : float, default=0.5
-            Between 0 and 1: images whose `confidence` is below it are rejected.
+        threshold : float, default=0.8
+            Between 0 and 1: images whose `confidence` is below it are rejected. Choose it on images whose poses are
+            known; of two poses that are equally likely each has a confidence of about 0.5.
 
         Returns
         -------

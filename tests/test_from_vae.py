@@ -103,3 +103,9 @@ def test_few_right_poses_are_warned_of_at_the_line_that_asked(digits):
     with pytest.warns(UserWarning, match="held-out images come back") as caught:
         AVAEEstimator.from_vae(untrained, image_shape=SHAPE, X=digits.X[:80] / 255, random_state=0)
     assert {warning.filename for warning in caught if "come back" in str(warning.message)} == {__file__}
+
+
+def test_pixels_that_a_bernoulli_does_not_have_are_warned_of(vae, digits):
+    X = 1 - digits.X[:80] / 127.5  # white paper: hardly a pixel is negative
+    with pytest.warns(UserWarning, match="Bernoulli has no pixels below 0, but the module sees some of -1"):
+        AVAEEstimator.from_vae(vae, image_shape=SHAPE, X=X, learned_starts=False, critic=False)

@@ -89,7 +89,8 @@ def test_result_is_frozen():
 
 def test_images_below_a_threshold_are_rejected():
     result = replace(result_with(("angle",), [[0.1], [0.2], [0.3]]), confidence=np.array([0.2, 0.5, 0.9]))
-    assert result.reject().tolist() == [True, False, False]
+    assert result.reject().tolist() == [True, True, False]
+    assert result.reject(0.5).tolist() == [True, False, False]
     assert result.reject(0.0).tolist() == [False] * 3
     assert result.reject(1).tolist() == [True] * 3
     assert result.to_frame()["confidence"].tolist() == [0.2, 0.5, 0.9]

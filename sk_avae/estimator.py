@@ -783,7 +783,8 @@ class AVAEEstimator(LearnedAttributes, LinkedToDocs, CallbackSupport, Transforme
         if lowest < self.likelihood_.support[0] - 0.25:
             warnings.warn(
                 f"{type(self.likelihood_).__name__} has no pixels below {self.likelihood_.support[0]:g}, but the "
-                f"module sees some of {lowest:.3g}. Say likelihood='gaussian' if it was trained so, else offset and scale.",
+                f"module sees some of {lowest:.3g}. Say likelihood='gaussian' if it was trained so, else say offset "
+                f"and scale.",
                 UserWarning,
                 stacklevel=users_level(),
             )

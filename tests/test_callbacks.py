@@ -17,7 +17,7 @@ from sk_avae import AffineCanonicalizer, AVAEEstimator, CanonicalizedClassifier
 from sk_avae.learning import training_run
 from sk_avae.scoring import elbo
 
-pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged", "few_lessons")
 
 needs_callbacks = pytest.mark.skipif(
     not hasattr(AVAEEstimator, "set_callbacks"), reason="scikit-learn has callbacks since 1.9"

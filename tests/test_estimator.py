@@ -62,6 +62,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(avae, turned, family):
 
 @pytest.mark.parametrize("pad", [0, 6])
 @pytest.mark.parametrize("module", ["mlp", "conv"])
+@pytest.mark.usefixtures("few_lessons")
 def test_a_row_alone_equals_the_row_in_a_batch_for_both_networks(small_avae, digits, turned, module, pad):
     model = small_avae(module=module, pad=pad, max_epochs=1, n_restarts=4, n_refine=1).fit(digits.X[:128])
     together = model.transform(turned.X[:6])
@@ -97,6 +98,7 @@ def test_a_row_is_the_same_among_five_thousand(fitted, digits):
     ("side", "latent_size", "hidden_layer_sizes"),
     [(28, 5, (128,)), (28, 10, (128,)), (27, 12, (128,)), (27, 7, (75, 33)), (28, 2, (64, 729))],
 )
+@pytest.mark.usefixtures("few_lessons")
 def test_no_size_lets_a_row_see_its_place_in_the_batch(
     small_avae, digits, turned, side, latent_size, hidden_layer_sizes
 ):
@@ -125,6 +127,7 @@ def test_any_number_of_threads_gives_the_same_bits(fitted, turned):
 
 # ---------------------------------------------------------------- same seed, same bits
 @pytest.mark.parametrize("module", ["mlp", "conv"])
+@pytest.mark.usefixtures("few_lessons")
 def test_two_fits_have_the_same_bits_and_the_same_hash(small_avae, digits, turned, module):
     parameters = {"module": module, "max_epochs": 1, "n_restarts": 6, "validation_fraction": 0.2}
     first = small_avae(**parameters).fit(digits.X[:200])
@@ -744,6 +747,7 @@ class TinyVAE(nn.Module):
         return self.outward(z).view(-1, *self.image_shape)
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_a_module_class_is_built_for_the_images(small_avae, digits, turned):
     model = small_avae(module=TinyVAE, latent_size=5, pad=1).fit(digits.X[:500])
     assert isinstance(model.module_, TinyVAE)
@@ -984,6 +988,7 @@ def test_pandas_output_names_pixels_and_pose(small_avae, digits):
 # ---------------------------------------------------------------- what a review found
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_fits_in_threads_give_the_bits_of_one_alone(small_avae, digits):
     def weights(_):
         return joblib.hash(small_avae(max_epochs=1).fit(digits.X[:256]).__getstate__()["module_"])
@@ -993,6 +998,7 @@ def test_fits_in_threads_give_the_bits_of_one_alone(small_avae, digits):
 
 
 @pytest.mark.parametrize("family", ["rotation", "affine"])
+@pytest.mark.usefixtures("few_lessons")
 def test_constant_images_stay_put_under_a_margin(small_avae, digits, family):
     model = small_avae(max_epochs=1, pad=4, family=family).fit(digits.X[:500])
     blank = np.stack([np.full(784, value, dtype=np.uint8) for value in (0, 100, 255)])

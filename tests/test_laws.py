@@ -334,6 +334,7 @@ def fits(draw):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @settings(max_examples=60)
 @given(fits())
+@pytest.mark.usefixtures("few_lessons")
 def test_every_estimator_answers_in_finite_numbers_of_the_right_shape(fit):
     model, X = fit
     rows, n_features = X.reshape(len(X), -1), math.prod(X.shape[1:])

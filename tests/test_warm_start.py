@@ -16,7 +16,7 @@ from sk_avae import AVAEEstimator
 from sk_avae.learning.vae_training import VAENet
 from sk_avae.model.vae import MLPVAE
 
-pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged", "few_lessons")
 
 
 @pytest.fixture

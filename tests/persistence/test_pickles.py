@@ -21,7 +21,7 @@ from torch import nn
 import sk_avae.estimator
 from sk_avae import AffineCanonicalizer, AVAEEstimator
 
-pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged", "few_lessons")
 
 
 # ---------------------------------------------------------------- from one process to another

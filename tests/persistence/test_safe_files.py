@@ -22,7 +22,7 @@ import sk_avae.persistence.safe_files
 from sk_avae import AffineCanonicalizer, AVAEEstimator, ExpertSettings
 from sk_avae.model.vae import MLPVAE
 
-pytestmark = pytest.mark.usefixtures("global_random_state_unchanged")
+pytestmark = pytest.mark.usefixtures("global_random_state_unchanged", "few_lessons")
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def load_images(
         raise ValueError(f"as_gray must be True, False or 'auto', got {as_gray!r}.")
     if background not in (*BACKGROUNDS, "auto"):
         raise ValueError(f"background must be 'auto', 'white' or 'black', got {background!r}.")
-    shape = None if size is None else as_shape((size, size) if np.ndim(size) == 0 else size)[:2]
+    shape = None if size is None else _sides(size)
     root = Path(folder)
     paths = _picture_paths(root)
     names = [path.relative_to(root) for path in paths]
@@ -114,6 +114,13 @@ def load_images(
         target_names=target_names,
         filenames=[name.as_posix() for name in names],
     )
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    try:
+        return as_shape((size, size) if np.ndim(size) == 0 else size[:2])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"size must be an int, (height, width) or None, got {size!r}.") from error
 
 
 def _pillow() -> Any:

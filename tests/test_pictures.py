@@ -150,7 +150,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"as_gray": "yes"}, "as_gray"), ({"background": "red"}, "background"), ({"size": (3,)}, "image_shape|size")],
+    [
+        ({"as_gray": "yes"}, "as_gray"),
+        ({"background": "red"}, "background"),
+        ({"size": (3,)}, "size must be"),
+        ({"size": 0.5}, "size must be"),
+    ],
 )
 def test_options_out_of_range_are_named(tmp_path, options, message):
     save(tmp_path, "a.png", RAMP)

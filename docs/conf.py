@@ -18,7 +18,7 @@ copyright = author  # the name is Sphinx's
 version = release = sk_avae.__version__
 
 # ---------------------------------------------------------------- the API page
-# Every public name once: those named here by what they are for, what else a module has in its `__all__` below them.
+# Every public name once, by what it is for. A new one of `sk_avae` needs its place here.
 API = {
     "Align": ["AVAEEstimator", "AffineCanonicalizer", "CanonicalizedClassifier"],
     "What was found": ["AlignmentResult", "AlignmentReport"],

@@ -50,15 +50,11 @@ def draw_vae(avae, image):
         rotated = posed(image, angle)
         elbo = -avae.negative_elbo(rotated, align=False)[0]
         show(column[0], rotated, f"{angle}°")
-        as_it_came = avae.module_.decode(avae.module_.encode(tensor_of(avae, rotated))[0]).sigmoid()
+        as_it_came = avae.module_.decode(avae.module_.encode(avae.aligner_.to_model(rotated))[0]).sigmoid()
         show(column[1], 255 * as_it_came.detach().numpy(), below=f"ELBO {elbo:.0f}")
     axes[0, 0].set_ylabel("input", fontsize=9)
     axes[1, 0].set_ylabel("VAE", fontsize=9)
     save(figure, "stage_1_vae")
-
-
-def tensor_of(avae, rows):
-    return avae.aligner_.to_model(rows)
 
 
 def draw_profile(avae, rotated):
@@ -78,8 +74,7 @@ def draw_choice(avae, rotated, name):
     for k, column in enumerate(axes.T):
         show(column[0], rotated[k])
         for rank in range(2):
-            there = result.hypothesis_weight[k, rank] > 0 if rank < images.shape[1] else False
-            if there:
+            if result.hypothesis_weight[k, rank] > 0:
                 show(column[1 + rank], images[k, rank], below=f"{result.hypothesis_weight[k, rank]:.2f}")
             else:
                 column[1 + rank].axis("off")

@@ -8,7 +8,8 @@ A picture goes in; its pose, how sure it is and the canonical picture come back:
     MODEL=letters.safetensors OMP_NUM_THREADS=1 uvicorn --factory serve:create_app
     curl --data-binary @letter.png http://127.0.0.1:8000/align
 
-It is written for a trusted network. Elsewhere put a server with passwords and certificates in front of it.
+The model should be fitted on bytes, as pictures have them. The service is written for a trusted network. Elsewhere put
+a server with passwords and certificates in front of it.
 """
 
 import base64
@@ -61,7 +62,8 @@ def create_app(model=None):
 
     @app.get("/health")
     def health():
-        return {"image_shape": avae.image_shape_, "right_poses_in_fit": avae.alignment_report_.share_right}
+        report = avae.alignment_report_  # None of a model that was fitted on few images
+        return {"image_shape": avae.image_shape_, "right_poses_in_fit": report and report.share_right}
 
     @app.post("/align")
     async def align(request: Request):

@@ -65,6 +65,7 @@ def test_any_scorer_is_taken(fitted, digits):
     assert "accuracy" in repr(perturbed("accuracy"))
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_searches_and_validations_take_it(fitted, digits):
     pipeline = Pipeline([("canon", AffineCanonicalizer(FrozenEstimator(fitted))), ("clf", KNeighborsClassifier())])
     X, y = digits.X[:60], digits.y[:60]

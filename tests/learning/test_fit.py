@@ -46,6 +46,7 @@ def test_a_grid_over_restarts_trains_once_per_latent_size_and_fold(quick, digits
     assert len(np.unique(scores)) > 2
 
 
+@pytest.mark.usefixtures("few_lessons")
 def test_what_is_remembered_has_the_same_bits(quick, digits, trainings):
     X = digits.X[:150]
     memory = joblib.Memory(quick.memory, verbose=0)

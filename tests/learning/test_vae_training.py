@@ -216,6 +216,7 @@ class Dropping(MLPVAE):
 
 
 @pytest.mark.parametrize("module", ["mlp", Dropping])
+@pytest.mark.usefixtures("few_lessons")
 def test_fit_leaves_the_global_random_states_alone(module):
     X, _ = load_mnist_sample("train")
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

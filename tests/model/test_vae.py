@@ -176,7 +176,8 @@ BAD = {
     "mean is no matrix": ({"encode": lambda self, x: (x.view(2, 3, -1),) * 2}, r"of shape \(n, latent_size\)"),
     "decode loses a pixel": (
         {"decode": lambda self, z: Complete.decode(self, z).flatten(1)[:, 1:]},
-        r"Mine\.decode must return the shape of its images, .* = \(2, 1, 3, 4\), got \(2, 11\)\. image_shape is",
+        r"Mine\.decode must return the shape of its images, \(n, channels, height, width\) = \(2, 1, 3, 4\), got "
+        r"\(2, 11\)\. image_shape is \(height, width, channels\)",
     ),
     "decode returns a pair": ({"decode": lambda self, z: (z, z)}, r"got tuple"),
 }
